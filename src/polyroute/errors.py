@@ -1,0 +1,137 @@
+"""Every error polyroute raises on purpose.
+
+    PolyrouteError
+        ShapeError, ValueError            an array does not fit
+        ConfigError, ValueError           a setting is not what was expected; carries its path
+        UnknownNameError, LookupError     a name nobody knows; suggests the nearest
+        UnknownCandidateError, LookupError  a router never saw these candidates
+        NoCandidateError, LookupError     every candidate is ruled out
+        NotFittedError, RuntimeError      predict before fit
+        OutcomesError, ValueError         a table or log does not fit the schema
+        PropensityError, ValueError       a logged row cannot be reweighted
+        ArtefactError, ValueError         a saved router cannot be read
+        ModelFileError, RuntimeError      a model file is missing, broken or cannot be fetched
+        MissingExtraError, ImportError    an optional package is not installed; names the pip line
+        UpstreamError, OSError            a backend refused, timed out, was cut or talked nonsense
+
+An error says what was expected, what came, where, and what to do next; its facts are attributes.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+
+class PolyrouteError(Exception):
+    """Base of every error raised on purpose."""
+
+
+class ShapeError(PolyrouteError, ValueError):
+    """An array has another shape than the caller promised."""
+
+    def __init__(self, argument: str, *, got: tuple[int, ...], expected: tuple[Any, ...]):
+        self.argument, self.got, self.expected = argument, tuple(got), tuple(expected)
+        super().__init__(f"{argument}: expected shape {self.expected}, got {self.got}.")
+
+
+class ConfigError(PolyrouteError, ValueError):
+    """A setting is wrong. path: where it stands, e.g. `policies.auto.trade_off`."""
+
+    def __init__(self, path: str, *, got: Any, expected: str, hint: str = ""):
+        self.path, self.got, self.expected, self.hint = path, got, expected, hint
+        super().__init__(f"{path}: expected {expected}, got {got!r}." + (f" {hint}" if hint else ""))
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name most like `name`, or None when none is near."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return close[0] if close else None
+
+
+class UnknownNameError(PolyrouteError, LookupError):
+    """A name nobody knows. suggestion: the nearest known one, if any is near."""
+
+    def __init__(self, what: str, name: str, known: Iterable[str]):
+        self.what, self.name, self.known = what, name, sorted(known)
+        self.suggestion = nearest(name, self.known)
+        hint = f" Did you mean {self.suggestion!r}?" if self.suggestion else ""
+        listed = ", ".join(self.known[:12]) + (", ..." if len(self.known) > 12 else "")
+        super().__init__(f"Unknown {what} {name!r}; expected one of: {listed or 'none are known'}.{hint}")
+
+
+class UnknownCandidateError(PolyrouteError, LookupError):
+    """A fitted router was asked about candidates it never saw and it has no prior for them."""
+
+    def __init__(self, missing: Iterable[str], known: Iterable[str]):
+        self.missing, self.known = list(missing), sorted(known)
+        super().__init__(
+            f"No estimate for {', '.join(map(repr, self.missing))}: expected candidates seen in fit "
+            f"({', '.join(self.known[:12])}{', ...' if len(self.known) > 12 else ''}). "
+            f"Fit again with their outcomes, or give the router a prior that reads profiles."
+        )
+
+
+class NoCandidateError(PolyrouteError, LookupError):
+    """Every candidate is ruled out for a query. refused: candidate id -> the constraint that did it."""
+
+    def __init__(self, query_id: str, refused: Mapping[str, str]):
+        self.query_id, self.refused = query_id, dict(refused)
+        why = ", ".join(f"{candidate} by {rule}" for candidate, rule in self.refused.items()) or "the pool is empty"
+        super().__init__(
+            f"No candidate may serve query {query_id!r}: expected at least 1 of {len(self.refused)}, "
+            f"got 0 ({why}). Relax a constraint or add a candidate to the pool."
+        )
+
+
+class NotFittedError(PolyrouteError, RuntimeError):
+    """A router was asked to predict before it was fitted."""
+
+    def __init__(self, router: object):
+        self.router = type(router).__name__
+        super().__init__(f"{self.router} is not fitted: call fit(outcomes) or load an artefact before predict.")
+
+
+class OutcomesError(PolyrouteError, ValueError):
+    """A table or a log of outcomes does not fit the schema; the message names the column or row."""
+
+
+class PropensityError(PolyrouteError, ValueError):
+    """A logged propensity is not in (0, 1], so its row cannot be reweighted."""
+
+    def __init__(self, propensity: Any):
+        values = np.asarray(propensity, dtype=float)
+        self.rows = np.flatnonzero(~((values > 0) & (values <= 1)))
+        shown = ", ".join(f"row {i}: {values[i]}" for i in self.rows[:5])
+        super().__init__(f"propensity: expected values in (0, 1], got {len(self.rows)} others ({shown}).")
+
+
+class ArtefactError(PolyrouteError, ValueError):
+    """A saved router cannot be read: another format, another version, or damaged."""
+
+    def __init__(self, path: object, problem: str, *, expected: str = "a file written by polyroute.artefact.save"):
+        self.path, self.problem, self.expected = str(path), problem, expected
+        super().__init__(f"{self.path}: expected {expected}, got {problem}. Fit and save the router again.")
+
+
+class ModelFileError(PolyrouteError, RuntimeError):
+    """A model file is missing, broken, or none of its sources could be reached."""
+
+
+class MissingExtraError(PolyrouteError, ImportError):
+    """An optional package is not installed. extra: the name to put in brackets after pip install polyroute."""
+
+    def __init__(self, package: str, extra: str):
+        self.package, self.extra = package, extra
+        super().__init__(f"{package} is not installed; it comes with: pip install 'polyroute[{extra}]'")
+
+
+class UpstreamError(PolyrouteError, OSError):
+    """A backend could not be reached or broke off. kind: refused, timeout, cut, protocol, busy or missing."""
+
+    def __init__(self, kind: str, message: str):
+        self.kind = kind
+        super().__init__(message)
