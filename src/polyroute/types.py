@@ -131,7 +131,7 @@ class Outcomes:
         rows = np.asarray(rows)
         index = np.flatnonzero(rows) if rows.dtype == bool else rows
         return Outcomes(
-            [self.queries[i] for i in index],
+            [self.queries[int(i)] for i in index],
             self.pool,
             {name: values[index] for name, values in self.values.items()},
             self.observed[index],
