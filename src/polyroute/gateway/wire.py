@@ -1,0 +1,275 @@
+"""Bytes on the wire: what a request says, splicing without reserialising, and watching a stream go by.
+
+A body is passed on byte for byte except for the values spliced here. A stream is forwarded event by event; when the
+gateway asked for usage on its own account, what that added is taken out again before the client sees it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import msgspec
+
+STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+STRUCTURE = re.compile(rb'["{}\[\],]')
+MODEL = re.compile(rb'"model"\s*:\s*("(?:[^"\\]|\\.)*")', re.DOTALL)
+NULL_USAGE = re.compile(rb'\s*,\s*"usage"\s*:\s*null|"usage"\s*:\s*null\s*,\s*')
+EVENT_END = re.compile(rb"\r?\n\r?\n|\r\r")
+
+
+class StreamOptions(msgspec.Struct):
+    include_usage: bool | None = None
+
+
+class View(msgspec.Struct):
+    """The few fields of a request the gateway reads; the rest stays bytes."""
+
+    model: str
+    messages: msgspec.Raw | None = None
+    prompt: msgspec.Raw | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    tools: msgspec.Raw | None = None
+    response_format: msgspec.Raw | None = None
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    user: msgspec.Raw | None = None
+    metadata: msgspec.Raw | None = None
+
+    @property
+    def max_output(self) -> int | None:
+        return self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
+
+
+read_view = msgspec.json.Decoder(View).decode
+
+
+def fields(body: bytes) -> dict[str, tuple[int, int, int]]:
+    """Where each top-level field of a JSON object stands: name -> (key start, value start, value end).
+
+    body: valid JSON, an object. A repeated name keeps its last place, as JSON readers do.
+    """
+    found: dict[str, tuple[int, int, int]] = {}
+    depth, key, value_at, position = 0, None, 0, 0
+    while (token := STRUCTURE.search(body, position)) is not None:
+        at, mark = token.start(), token.group()
+        position = at + 1
+        if mark == b'"':
+            position = STRING.match(body, at).end()  # type: ignore[union-attr]  # valid JSON closes its strings
+            if depth == 1 and key is None:
+                key = (msgspec.json.decode(body[at:position]), at)
+                value_at = after_colon(body, position)
+                position = value_at
+        elif mark in b"{[":
+            depth += 1
+        elif mark == b",":
+            if depth == 1 and key is not None:
+                found[key[0]] = (key[1], value_at, trimmed(body, value_at, at))
+                key = None
+        else:
+            depth -= 1
+            if depth == 0:
+                if key is not None:
+                    found[key[0]] = (key[1], value_at, trimmed(body, value_at, at))
+                break
+    return found
+
+
+def after_colon(body: bytes, position: int) -> int:
+    """The start of the value behind a key that ends at `position`."""
+    position = body.index(b":", position) + 1
+    while body[position] in b" \t\r\n":
+        position += 1
+    return position
+
+
+def trimmed(body: bytes, start: int, end: int) -> int:
+    """`end` without the white space before it."""
+    while end > start and body[end - 1] in b" \t\r\n":
+        end -= 1
+    return end
+
+
+def replace_model(body: bytes, name: str) -> bytes:
+    """The same JSON object with another top-level `model`; every other byte is kept."""
+    value = msgspec.json.encode(name)
+    if body.count(b'"model"') == 1 and b"\\u00" not in body and (only := MODEL.search(body)) is not None:
+        start, end = only.span(1)
+    else:
+        _, start, end = fields(body)["model"]
+    return body if body[start:end] == value else body[:start] + value + body[end:]
+
+
+def ask_for_usage(body: bytes) -> bytes:
+    """The same request with `stream_options.include_usage` true."""
+    at = fields(body).get("stream_options") if b"stream_options" in body or b"\\u" in body else None
+    if at is None:
+        brace = body.index(b"{") + 1
+        rest = body[brace:].lstrip()
+        comma = b"" if rest.startswith(b"}") else b","
+        return body[:brace] + b'"stream_options":{"include_usage":true}' + comma + body[brace:]
+    _, start, end = at
+    options = msgspec.json.decode(body[start:end])
+    options = {**options, "include_usage": True} if isinstance(options, dict) else {"include_usage": True}
+    return body[:start] + msgspec.json.encode(options) + body[end:]
+
+
+def drop_field(data: bytes, name: str) -> bytes:
+    """The same JSON object without one top-level field."""
+    at = fields(data).get(name)
+    if at is None:
+        return data
+    start, _, end = at
+    tail = data[end:].lstrip()
+    if tail.startswith(b","):
+        return data[:start] + tail[1:].lstrip()
+    head = data[:start].rstrip()
+    return (head[:-1] if head.endswith(b",") else head) + tail
+
+
+class Usage(msgspec.Struct):
+    """Token counts in OpenAI's dialect: prompt_tokens includes the cached ones."""
+
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    prompt_tokens_details: dict[str, object] | None = None
+
+    @property
+    def cached_tokens(self) -> int | None:
+        count = (self.prompt_tokens_details or {}).get("cached_tokens")
+        return count if isinstance(count, int) else None
+
+
+class Seen(msgspec.Struct):
+    """The part of an answer or a chunk that is accounted."""
+
+    usage: msgspec.Raw | None = None
+    choices: msgspec.Raw | None = None
+    error: msgspec.Raw | None = None
+    model: str | None = None
+
+
+read_seen = msgspec.json.Decoder(Seen).decode
+
+
+def read_usage(raw: bytes | msgspec.Raw | None) -> tuple[Usage | None, dict[str, object] | None]:
+    """(typed counts, the object as sent), or (None, None) where there is none or it makes no sense."""
+    if raw is None:
+        return None, None
+    try:
+        kept = msgspec.json.decode(raw)
+        return (msgspec.convert(kept, Usage), kept) if isinstance(kept, dict) else (None, None)
+    except msgspec.MsgspecError:
+        return None, None
+
+
+class Stream:
+    """Watches a server-sent event stream go by: usage, its end, errors; and hides usage the client did not ask for.
+
+    hide_usage: the gateway asked for usage by itself. Without it every chunk is forwarded as it came.
+    """
+
+    def __init__(self, *, hide_usage: bool):
+        self.hide_usage = hide_usage
+        self.carry = b""
+        self.usage: Usage | None = None
+        self.raw_usage: dict[str, object] | None = None
+        self.done = False  # `[DONE]` went by
+        self.finished = False  # a finish reason went by
+        self.failed = False  # the upstream sent an error event
+        self.num_events = 0
+
+    def feed(self, chunk: bytes) -> bytes:
+        """What to forward for this chunk; may be empty while an event is incomplete."""
+        text = self.carry + chunk if self.carry else chunk
+        last = 0
+        out = []
+        for end in EVENT_END.finditer(text):
+            event = text[last : end.end()]
+            last = end.end()
+            out.append(self.event(event))
+        self.carry = text[last:]
+        return b"".join(out) if self.hide_usage else chunk
+
+    def flush(self) -> bytes:
+        """What is left when the upstream has ended: an event without its blank line."""
+        rest, self.carry = self.carry, b""
+        if not rest:
+            return b""
+        kept = self.event(rest)
+        return kept if self.hide_usage else b""
+
+    def event(self, event: bytes) -> bytes:
+        """One complete event, noted and returned as the client should see it."""
+        self.num_events += 1
+        if b'"usage"' in event or b'"error"' in event:
+            return self.accounted(event)
+        if b"[DONE]" in event and event.lstrip().startswith((b"data: [DONE]", b"data:[DONE]")):
+            self.done = True
+        elif not self.finished and b'"finish_reason"' in event and finish_given(event):
+            self.finished = True
+        return event
+
+    def accounted(self, event: bytes) -> bytes:
+        """An event that may carry usage or an error."""
+        self.finished = self.finished or finish_given(event)
+        head, found, payload = event.partition(b"data:")
+        if not found or head.strip():
+            return event
+        payload, tail = payload.rstrip(), payload[len(payload.rstrip()) :]
+        try:
+            seen = read_seen(payload)
+        except msgspec.MsgspecError:
+            return event
+        if seen.error is not None and bytes(seen.error) != b"null":
+            self.failed = True
+        usage, raw = read_usage(seen.usage)
+        if usage is not None:
+            self.usage, self.raw_usage = usage, raw
+        if not self.hide_usage:
+            return event
+        if usage is None:
+            return NULL_USAGE.sub(b"", event, count=1)
+        if seen.choices is None or bytes(seen.choices).strip(b"[] \t\r\n") == b"":
+            return b""
+        return head + found + b" " + drop_field(payload.lstrip(), "usage") + tail
+
+
+FINISH = re.compile(rb'"finish_reason"\s*:\s*"')
+
+
+def finish_given(event: bytes) -> bool:
+    return FINISH.search(event) is not None
+
+
+HOP_BY_HOP = frozenset(
+    b"connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer transfer-encoding "
+    b"upgrade".split()
+)
+NOT_UPSTREAM = HOP_BY_HOP | frozenset(
+    b"host content-length authorization x-api-key api-key cookie accept-encoding expect forwarded x-forwarded-for "
+    b"x-forwarded-host x-forwarded-proto x-real-ip".split()
+)
+NOT_DOWNSTREAM = HOP_BY_HOP | frozenset((b"set-cookie", b"date", b"server", b"content-length"))
+
+
+def upstream_headers(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """The client's headers that a backend may see: no credentials, no cookies, nothing that belongs to the hop."""
+    kept = [(k, v) for k, v in headers if k not in NOT_UPSTREAM and not k.startswith(b"x-polyroute-")]
+    kept.append((b"accept-encoding", b"identity"))
+    return kept
+
+
+def downstream_headers(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """The backend's headers that the client may see; the length is set again by whoever sends the body."""
+    return [(k, v) for k, v in headers if k not in NOT_DOWNSTREAM]
+
+
+def header_values(pairs: Mapping[str, object]) -> list[tuple[bytes, bytes]]:
+    """Names and values as header bytes: printable ASCII only, so that no value can end its line."""
+    return [
+        (name.encode(), "".join(c if " " <= c <= "~" else "?" for c in str(value))[:400].encode())
+        for name, value in pairs.items()
+        if value is not None
+    ]
