@@ -8,6 +8,7 @@
         NoCandidateError, LookupError     every candidate is ruled out
         NotFittedError, RuntimeError      predict before fit
         OutcomesError, ValueError         a table or log does not fit the schema
+        JournalError, ValueError          a journal file is missing, unreadable or of another kind
         PropensityError, ValueError       a logged row cannot be reweighted
         ArtefactError, ValueError         a saved router cannot be read
         ModelFileError, RuntimeError      a model file is missing, broken or cannot be fetched
@@ -97,6 +98,14 @@ class NotFittedError(PolyrouteError, RuntimeError):
 
 class OutcomesError(PolyrouteError, ValueError):
     """A table or a log of outcomes does not fit the schema; the message names the column or row."""
+
+
+class JournalError(PolyrouteError, ValueError):
+    """A journal file is missing, cannot be read, or was written by something else."""
+
+    def __init__(self, path: object, problem: str, *, hint: str = ""):
+        self.path, self.problem, self.hint = str(path), problem, hint
+        super().__init__(f"{self.path}: expected a polyroute journal, got {problem}." + (f" {hint}" if hint else ""))
 
 
 class PropensityError(PolyrouteError, ValueError):
