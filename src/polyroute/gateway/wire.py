@@ -11,11 +11,22 @@ from collections.abc import Mapping
 
 import msgspec
 
+from polyroute.errors import PolyrouteError
+
 STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 STRUCTURE = re.compile(rb'["{}\[\],]')
 MODEL = re.compile(rb'"model"\s*:\s*("(?:[^"\\]|\\.)*")', re.DOTALL)
 NULL_USAGE = re.compile(rb'\s*,\s*"usage"\s*:\s*null|"usage"\s*:\s*null\s*,\s*')
+LONGEST_EVENT = 4 << 20
 EVENT_END = re.compile(rb"\r?\n\r?\n|\r\r")
+
+
+class BadRequestError(PolyrouteError, ValueError):
+    """A request that cannot be read. parameter: the field at fault, or None."""
+
+    def __init__(self, message: str, parameter: str | None = None, *, status: int = 400, code: str | None = None):
+        self.parameter, self.status, self.code = parameter, status, code
+        super().__init__(message)
 
 
 class StreamOptions(msgspec.Struct):
@@ -167,7 +178,8 @@ def read_usage(raw: bytes | msgspec.Raw | None) -> tuple[Usage | None, dict[str,
 class Stream:
     """Watches a server-sent event stream go by: usage, its end, errors; and hides usage the client did not ask for.
 
-    hide_usage: the gateway asked for usage by itself. Without it every chunk is forwarded as it came.
+    hide_usage: the gateway asked for usage by itself. Without it the bytes stay as they are. Only whole events are
+    forwarded, so that a stream cut inside one can still end in a readable error.
     """
 
     def __init__(self, *, hide_usage: bool):
@@ -181,24 +193,23 @@ class Stream:
         self.num_events = 0
 
     def feed(self, chunk: bytes) -> bytes:
-        """What to forward for this chunk; may be empty while an event is incomplete."""
+        """The complete events up to here, to be forwarded at once; empty while an event is incomplete."""
         text = self.carry + chunk if self.carry else chunk
         last = 0
         out = []
         for end in EVENT_END.finditer(text):
-            event = text[last : end.end()]
+            out.append(self.event(text[last : end.end()]))
             last = end.end()
-            out.append(self.event(event))
+        if len(text) - last > LONGEST_EVENT:  # no event stream we know; let it pass as it is
+            out.append(text[last:])
+            last = len(text)
         self.carry = text[last:]
-        return b"".join(out) if self.hide_usage else chunk
+        return b"".join(out) if self.hide_usage else text[:last]
 
     def flush(self) -> bytes:
         """What is left when the upstream has ended: an event without its blank line."""
         rest, self.carry = self.carry, b""
-        if not rest:
-            return b""
-        kept = self.event(rest)
-        return kept if self.hide_usage else b""
+        return self.event(rest) if rest else b""
 
     def event(self, event: bytes) -> bytes:
         """One complete event, noted and returned as the client should see it."""

@@ -1,0 +1,192 @@
+"""The gateway: one ASGI application. Every request finds its handler in one table; see ROUTES."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import numpy as np
+
+from polyroute.errors import PolyrouteError
+from polyroute.gateway import control
+from polyroute.gateway.answers import Receive, Scope, Send, send_error
+from polyroute.gateway.backends.status import Backend
+from polyroute.gateway.brain import Brain
+from polyroute.gateway.journal import Journal
+from polyroute.gateway.road import travel
+from polyroute.gateway.telemetry import Telemetry
+from polyroute.gateway.transport import Timeouts, Transport
+from polyroute.gateway.wire import BadRequestError, Usage
+from polyroute.types import Outcomes, Query
+
+Handler: TypeAlias = Callable[["Gateway", Scope, Receive, Send], Awaitable[None]]
+COOLDOWN_S = 15.0  # a candidate that failed three times in a row rests this long
+FAILURES_BEFORE_REST = 3
+LEARN_EVERY_S = 1.0
+
+
+def model_endpoint(endpoint: str) -> Handler:
+    """A handler that sends a model request on its road."""
+
+    async def handle(gateway: Gateway, scope: Scope, receive: Receive, send: Send) -> None:
+        await travel(gateway, scope, receive, send, endpoint)
+
+    return handle
+
+
+ROUTES: Mapping[str, Mapping[str, Handler]] = {
+    "/v1/chat/completions": {"POST": model_endpoint("chat.completions")},
+    "/v1/completions": {"POST": model_endpoint("completions")},
+    "/v1/embeddings": {"POST": model_endpoint("embeddings")},
+    "/v1/models": {"GET": control.models},
+    "/polyroute/v1/route": {"POST": control.route},
+    "/polyroute/v1/feedback": {"POST": control.feedback},
+    "/polyroute/v1/decisions": {"GET": control.decisions},
+    "/polyroute/v1/summary": {"GET": control.summary},
+    "/health": {"GET": control.health},
+    "/healthz": {"GET": control.health},
+    "/ready": {"GET": control.ready},
+    "/metrics": {"GET": control.metrics},
+    "/": {"GET": control.page},
+}
+PREFIXES: Mapping[str, Mapping[str, Handler]] = {
+    "/v1/models/": {"GET": control.model},
+    "/polyroute/v1/decisions/": {"GET": control.decision},
+}
+
+
+@dataclass(kw_only=True)
+class Gateway:
+    """The running gateway: what it may call, what it knows, what it writes down."""
+
+    brain: Brain
+    backends: Mapping[str, Backend]
+    upstream_names: Mapping[str, str]  # candidate id -> the name its backend knows
+    journal: Journal
+    telemetry: Telemetry
+    transport: Transport
+    timeouts: Timeouts = field(default_factory=Timeouts)
+    client_keys: Sequence[str] = ()  # empty: no client authentication
+    max_body: int = 20 << 20  # bytes
+    max_attempts: int = 3
+    answer_requested: bool = False  # answers carry the requested name instead of the served model's
+    warnings: Sequence[str] = ()  # what is missing; shown in /ready and on the page
+
+    def __post_init__(self) -> None:
+        self.in_flight = 0
+        self.started = time.time()
+        self.failures: dict[str, int] = {}
+        self.latencies: list[tuple[str, float, int | None]] = []
+        self.key_hashes = [hashlib.sha256(key.encode()).digest() for key in self.client_keys]
+        self.tasks: list[asyncio.Task[None]] = []
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            return await self.lifespan(receive, send)
+        if scope["type"] != "http":
+            raise PolyrouteError(f"expected an HTTP request, got {scope['type']!r}")
+        path: str = scope["path"]
+        methods = ROUTES.get(path)
+        if methods is None:
+            methods = next((table for prefix, table in PREFIXES.items() if path.startswith(prefix)), None)
+        if methods is None:
+            return await send_error(send, 404, f"No endpoint {path!r}. See /v1/models and the docs.", code="not_found")
+        handler = methods.get(scope["method"])
+        if handler is None:
+            wanted = ", ".join(methods)
+            return await send_error(send, 405, f"{path}: expected {wanted}, got {scope['method']}.", code="method")
+        try:
+            await handler(self, scope, receive, send)
+        except BadRequestError as error:
+            await send_error(send, error.status, str(error), error.parameter, error.code)
+
+    async def lifespan(self, receive: Receive, send: Send) -> None:
+        """Start the background work, stop it, drain the journal, close the backends."""
+        await receive()
+        loop = asyncio.get_running_loop()
+        self.tasks = [loop.create_task(self.learn()), loop.create_task(self.telemetry.watch_loop(self.gauges))]
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await self.close()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def close(self) -> None:
+        """Stop everything this gateway started; every accounted record is on disk afterwards."""
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+        await asyncio.gather(*(b.close() for b in self.backends.values()), return_exceptions=True)
+        await self.transport.close()
+        await asyncio.to_thread(self.journal.close)
+
+    def tenant_of(self, headers: Mapping[bytes, bytes]) -> str | None:
+        """Who calls: `key-1` for the first configured key. Raises BadRequestError (401) for a wrong or absent key."""
+        if not self.key_hashes:
+            return None
+        given = headers.get(b"authorization", b"")
+        token = given[7:] if given[:7].lower() == b"bearer " else headers.get(b"x-api-key", b"")
+        digest = hashlib.sha256(token).digest()
+        for i, known in enumerate(self.key_hashes):
+            if hmac.compare_digest(digest, known):
+                return f"key-{i + 1}"
+        raise BadRequestError(
+            "Expected a client key of this gateway as `Authorization: Bearer ...` or `x-api-key`.",
+            status=401, code="invalid_api_key",
+        )  # fmt: skip
+
+    def failed(self, candidate_id: str, kind: str, wait_s: float | None = None) -> None:
+        """A backend failed: after three in a row, or when it names a wait, it rests."""
+        count = self.failures[candidate_id] = self.failures.get(candidate_id, 0) + 1
+        if wait_s is not None or count >= FAILURES_BEFORE_REST:
+            rest = COOLDOWN_S if wait_s is None else min(wait_s, 300.0)
+            self.brain.down[candidate_id] = time.monotonic() + rest
+        self.telemetry.upstream_failure(candidate_id, kind)
+
+    def worked(self, candidate_id: str) -> None:
+        """A backend answered: its failures are forgotten."""
+        if self.failures:
+            self.failures.pop(candidate_id, None)
+
+    def observed(self, candidate_id: str, latency_s: float, usage: Usage | None) -> None:
+        """Remember a latency for the next learning step."""
+        if len(self.latencies) < 10_000:
+            self.latencies.append((candidate_id, latency_s, usage.completion_tokens if usage else None))
+
+    async def learn(self) -> None:
+        """Every second, hand the latencies seen since to the router."""
+        while True:
+            await asyncio.sleep(LEARN_EVERY_S)
+            if self.latencies:
+                taken, self.latencies = self.latencies, []
+                self.take_in(taken)
+
+    def take_in(self, seen: Sequence[tuple[str, float, int | None]]) -> None:
+        """Latencies (candidate, seconds, completion tokens) as an outcome log, one True per row."""
+        update = getattr(self.brain.router, "update", None)
+        if update is None:
+            return
+        pool = list(self.brain.pool)
+        column = {candidate.id: j for j, candidate in enumerate(pool)}
+        observed = np.zeros((len(seen), len(pool)), dtype=bool)
+        values = {name: np.full(observed.shape, np.nan) for name in ("latency", "output_tokens")}
+        for i, (candidate_id, latency, tokens) in enumerate(seen):
+            j = column[candidate_id]
+            observed[i, j] = True
+            values["latency"][i, j] = latency
+            values["output_tokens"][i, j] = np.nan if tokens is None else tokens
+        update(Outcomes([Query(str(i)) for i in range(len(seen))], pool, values, observed))
+
+    def gauges(self) -> dict[str, float]:
+        """What the telemetry samples once a second."""
+        status = self.journal.status()
+        return {
+            "in_flight": self.in_flight,
+            "journal_queued": status.queued,
+            "journal_dropped": status.dropped,
+            "journal_ok": float(status.ok),
+        }

@@ -1,0 +1,195 @@
+"""The gateway's decision: signals of one request, the pool it may go to, and the policy the client named."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+
+from polyroute.constraints import fits_context, healthy, offers_needs
+from polyroute.decide import Weighing, weigh
+from polyroute.gateway.records import DecisionRecord, Weighed
+from polyroute.gateway.wire import BadRequestError, View
+from polyroute.protocols import Constraint, Featuriser, Policy, Router
+from polyroute.signals.conversation import routing_text
+from polyroute.signals.needs import needs_of
+from polyroute.signals.tokens import count_tokens
+from polyroute.types import Array, Candidate, Decision, Objective, Query, Rng
+
+INLINE_CHARACTERS = 800  # longer texts are embedded in a thread: an inline call stays under 1 ms
+REFERENCE_PROMPT, REFERENCE_COMPLETION = 600, 200  # tokens of the request that turns a trade-off into USD
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServedPolicy:
+    """A virtual model: how to weigh, how to choose, among which candidates."""
+
+    name: str
+    policy: Policy
+    objective: Objective
+    pool: Sequence[Candidate]
+    constraints: Sequence[Constraint] = ()
+    trade_off: float | None = None
+    settle: Callable[[float], None] | None = None  # told the USD of each finished request; budgets pace themselves
+
+
+class Signals(NamedTuple):
+    """What a request tells before it is answered."""
+
+    query: Query
+    text: str
+
+
+class Choice(NamedTuple):
+    """A decision on its way: the candidates to try in order, and what is written down."""
+
+    ranked: list[Candidate]
+    record: DecisionRecord
+    policy: ServedPolicy | None  # None: the client named a concrete model
+
+
+def new_id(prefix: str) -> str:
+    return f"{prefix}_{secrets.token_hex(12)}"
+
+
+def usd_of(candidate: Candidate, prompt_tokens: float, completion_tokens: float) -> float:
+    """The price of that many tokens at this candidate, USD."""
+    profile = candidate.profile
+    return (prompt_tokens * profile.price_in + completion_tokens * profile.price_out) / 1e6
+
+
+def reference_cost(pool: Sequence[Candidate]) -> float:
+    """USD of the reference request at the dearest candidate: what a trade-off of 1 sets equal to all of quality."""
+    return max((usd_of(c, REFERENCE_PROMPT, REFERENCE_COMPLETION) for c in pool), default=0.0)
+
+
+def objective_for(trade_off: float, pool: Sequence[Candidate]) -> Objective:
+    """Quality less trade_off for each reference cost spent."""
+    dearest = reference_cost(pool)
+    return Objective({"quality": 1.0, "cost": -trade_off / dearest if dearest > 0 else 0.0})
+
+
+@dataclass(kw_only=True)
+class Brain:
+    """Holds the pool, the router and the policies, and decides one request at a time."""
+
+    pool: Sequence[Candidate]
+    policies: Mapping[str, ServedPolicy]
+    router: Router
+    featuriser: Featuriser
+    router_name: str = ""
+    artefact: str = ""
+    store: str = "features"  # what the journal keeps of a request: features, prompts or nothing
+    rng: Rng = field(default_factory=np.random.default_rng)
+    down: dict[str, float] = field(default_factory=dict)  # candidate id -> monotonic time it may be tried again
+    clock: Callable[[], float] = time.time
+
+    def __post_init__(self) -> None:
+        self.by_id = {candidate.id: candidate for candidate in self.pool}
+
+    async def signals(self, view: View, endpoint: str) -> Signals:
+        """Text, needs, token count and embedding of a request. Long texts are embedded off the event loop."""
+        text, needs, num_tokens = read_signals(view, endpoint)
+        pending = self.embed(text)
+        embedding = await pending if isinstance(pending, Awaitable) else pending
+        query = Query("", text, embedding, needs, num_tokens, view.max_output)
+        return Signals(query, text)
+
+    def embed(self, text: str) -> Array | Awaitable[Array]:
+        """[d], at once for a short text, else a future."""
+        if len(text) <= INLINE_CHARACTERS:
+            return self.featuriser([text])[0]
+        return asyncio.get_running_loop().run_in_executor(None, lambda: self.featuriser([text])[0])
+
+    def choose(
+        self, signals: Signals, policy: ServedPolicy, *, requested: str, endpoint: str, request_id: str,
+        trade_off: float | None = None, session: str | None = None, tenant: str | None = None, dry_run: bool = False,
+    ) -> Choice:  # fmt: skip
+        """Decide one request. Raises NoCandidateError when every candidate is ruled out."""
+        objective = policy.objective if trade_off is None else objective_for(trade_off, policy.pool)
+        decision_id = new_id("dec")
+        query = replace(signals.query, id=decision_id)
+        constraints: list[Constraint] = [offers_needs, fits_context, *policy.constraints]
+        if self.down and (out := self.out_of_service()):
+            constraints.append(healthy(out))
+        weighing = weigh([query], policy.pool, self.router, policy.policy, objective, constraints, self.rng)
+        decision = weighing.decisions[0]
+        record = DecisionRecord(
+            id=decision_id, request_id=request_id, time=self.clock(), endpoint=endpoint, requested=requested,
+            policy=policy.name, selected=decision.candidate_ids[0], propensity=decision.propensity,
+            because=decision.because, candidates=weighed(weighing, policy.pool), weights=dict(objective.weights),
+            router=self.router_name, artefact=self.artefact, features=self.featuriser.name,
+            embedding=None if self.store == "nothing" else np.asarray(query.embedding, dtype=np.float16).tobytes(),
+            prompt=signals.text if self.store == "prompts" else None, needs=sorted(query.needs),
+            prompt_tokens=query.num_tokens, session=session, tenant=tenant, dry_run=dry_run,
+        )  # fmt: skip
+        return Choice(self.ranked(weighing, decision, policy.pool), record, policy)
+
+    def named(
+        self, candidate: Candidate, *, endpoint: str, request_id: str, session: str | None, tenant: str | None
+    ) -> Choice:
+        """The client named a concrete model: nothing to weigh, still written down."""
+        record = DecisionRecord(
+            id=new_id("dec"), request_id=request_id, time=self.clock(), endpoint=endpoint, requested=candidate.id,
+            policy="named", selected=candidate.id, propensity=1.0, because="named by the client", session=session,
+            tenant=tenant,
+        )  # fmt: skip
+        return Choice([candidate], record, None)
+
+    def ranked(self, weighing: Weighing, decision: Decision, pool: Sequence[Candidate]) -> list[Candidate]:
+        """The chosen candidates first, then the other allowed ones by utility: the order of fallbacks."""
+        order = [self.by_id[c] for c in decision.candidate_ids]
+        for j in np.argsort(-weighing.utility[0], kind="stable"):
+            candidate = pool[j]
+            if candidate.id not in decision.candidate_ids and candidate.id not in weighing.refused[0]:
+                order.append(candidate)
+        return order
+
+    def out_of_service(self) -> frozenset[str]:
+        """Candidates that failed lately; each is tried again once its time is up."""
+        now = time.monotonic()
+        for candidate_id in [c for c, until in self.down.items() if until <= now]:
+            del self.down[candidate_id]
+        return frozenset(self.down)
+
+
+def weighed(weighing: Weighing, pool: Sequence[Candidate]) -> list[Weighed]:
+    """One record a candidate: its estimates, its utility, and what ruled it out."""
+    means = {name: estimate.mean[0].tolist() for name, estimate in weighing.estimates.items()}
+    stds = {name: e.std[0].tolist() for name, e in weighing.estimates.items() if e.std is not None}
+    utility, refused = weighing.utility[0].tolist(), weighing.refused[0]
+    return [
+        Weighed(
+            id=candidate.id,
+            mean={name: row[j] for name, row in means.items()},
+            std={name: row[j] for name, row in stds.items()},
+            utility=utility[j],
+            refused=refused.get(candidate.id),
+        )
+        for j, candidate in enumerate(pool)
+    ]
+
+
+def read_signals(view: View, endpoint: str) -> tuple[str, frozenset[str], int]:
+    """(text to route on, capabilities needed, prompt tokens). Raises BadRequestError naming the field at fault."""
+    if endpoint == "completions":
+        prompt: Any = msgspec.json.decode(view.prompt) if view.prompt is not None else None
+        if isinstance(prompt, list) and all(isinstance(part, str) for part in prompt):
+            prompt = "\n".join(prompt)
+        if not isinstance(prompt, str):
+            raise BadRequestError("prompt: expected a string to route on, got none. Name a model instead.", "prompt")
+        return routing_text([{"role": "user", "content": prompt}]), frozenset(), count_tokens(prompt)
+    messages: Any = msgspec.json.decode(view.messages) if view.messages is not None else None
+    if not isinstance(messages, list) or not messages:
+        raise BadRequestError("messages: expected a list of one or more messages.", "messages")
+    for i, message in enumerate(messages):
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise BadRequestError(f"messages[{i}]: expected an object with a role.", f"messages[{i}]")
+    needs = needs_of(messages, tools=view.tools is not None, response_format=view.response_format)
+    return routing_text(messages), needs, count_tokens(view.messages) + count_tokens(view.tools)
