@@ -2,6 +2,7 @@
 
     PolyrouteError
         ShapeError, ValueError            an array does not fit
+        EmbeddingError, ValueError        a query's embedding is missing or not finite
         ConfigError, ValueError           a setting is not what was expected; carries its path
         UnknownNameError, LookupError     a name nobody knows; suggests the nearest
         UnknownCandidateError, LookupError  a router never saw these candidates
@@ -37,6 +38,17 @@ class ShapeError(PolyrouteError, ValueError):
     def __init__(self, argument: str, *, got: tuple[int, ...], expected: tuple[Any, ...]):
         self.argument, self.got, self.expected = argument, tuple(got), tuple(expected)
         super().__init__(f"{argument}: expected shape {self.expected}, got {self.got}.")
+
+
+class EmbeddingError(PolyrouteError, ValueError):
+    """A query cannot be placed: its embedding is missing or not finite. query_id: which one."""
+
+    def __init__(self, query_id: str, problem: str):
+        self.query_id, self.problem = query_id, problem
+        super().__init__(
+            f"embedding of query {query_id!r}: expected finite numbers, got {problem}. "
+            f"Embed the query with the featuriser the router was fitted with."
+        )
 
 
 class ConfigError(PolyrouteError, ValueError):
