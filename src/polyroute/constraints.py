@@ -1,0 +1,56 @@
+"""Who may serve a query at all: functions of queries and pool that return [n, m] bool, True where allowed.
+
+A constraint's `__name__` is what a person reads when it rules a candidate out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+
+import numpy as np
+
+from polyroute.protocols import Constraint
+from polyroute.types import Array, Candidate, Query
+
+
+def offers_needs(queries: Sequence[Query], pool: Sequence[Candidate]) -> Array:
+    """A candidate must offer every capability the query needs."""
+    if not any(query.needs for query in queries):
+        return np.ones((len(queries), len(pool)), dtype=bool)
+    return np.array([[query.needs <= c.profile.offers for c in pool] for query in queries]).reshape(-1, len(pool))
+
+
+def fits_context(queries: Sequence[Query], pool: Sequence[Candidate]) -> Array:
+    """Prompt and allowed completion together must fit the candidate's context.
+
+    What is not known does not count against anyone: a prompt not counted or a completion without a limit is taken
+    as 0 tokens, and a candidate whose context is not known passes.
+    """
+    tokens = np.array([(query.num_tokens or 0) + (query.max_output or 0) for query in queries], dtype=float)
+    room = np.array([np.inf if c.profile.context is None else c.profile.context for c in pool], dtype=float)
+    return tokens[:, None] <= room
+
+
+def in_region(regions: Collection[str]) -> Constraint:
+    """Data may go to these regions only. A candidate whose region is not known is ruled out."""
+    return _of_candidate(f"in_region({', '.join(sorted(regions))})", lambda c: c.profile.region in regions)
+
+
+def healthy(down: Collection[str]) -> Constraint:
+    """Candidates whose id is in `down` are ruled out. A set that changes while serving is read at each call."""
+    return _of_candidate("healthy", lambda c: c.id not in down)
+
+
+def only(ids: Collection[str]) -> Constraint:
+    """These candidate ids and no others."""
+    return _of_candidate("only", lambda c: c.id in ids)
+
+
+def _of_candidate(name: str, passes: Callable[[Candidate], bool]) -> Constraint:
+    """A constraint that asks about the candidate alone, the same for every query."""
+
+    def constraint(queries: Sequence[Query], pool: Sequence[Candidate]) -> Array:
+        return np.tile(np.array([passes(candidate) for candidate in pool], dtype=bool), (len(queries), 1))
+
+    constraint.__name__ = constraint.__qualname__ = name
+    return constraint
