@@ -1,0 +1,195 @@
+"""Quality from a query's difficulty and a candidate's abilities: the router that works before any outcome is seen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+import numpy as np
+
+from polyroute.errors import MissingExtraError, NotFittedError, OutcomesError
+from polyroute.routers.rows import embeddings
+from polyroute.types import Array, Candidate, Estimate, Estimates, Outcomes, Query
+
+
+class IRT:
+    """P(right) = sigmoid(skills(query) . ability(candidate) - difficulty(query)).
+
+    `skills` is a mixture over named skills, learned from `labels["skill"]` (or `labels["dataset"]`); `difficulty` is
+    linear in the embedding and shared by all candidates; `ability` is one logit a skill. A candidate brings its
+    abilities in `profile.ability` or was seen in fit; of one that is neither, the router knows only how abilities are
+    spread, and says so in the std. So a pool may change while we serve.
+
+    Source: item response theory (Rasch 1960) with a multi-skill ability; difficulty from text as in IRT-Router
+    (arXiv:2506.01048). Here difficulty is ridge-regularised and abilities are shrunk to the candidate's own mean.
+    """
+
+    def __init__(self, metric: str = "quality", *, l2: float = 3.0, shrink: float = 1.0, skill_l2: float = 1e-3):
+        self.metric, self.l2, self.shrink, self.skill_l2 = metric, l2, shrink, skill_l2
+
+    def fit(self, outcomes: Outcomes) -> Self:
+        """Learn skills, difficulty and abilities. Raises OutcomesError without a label to name skills by."""
+        x = embeddings(outcomes.queries)  # [n, d]
+        label = outcomes.labels.get("skill", outcomes.labels.get("dataset"))
+        if label is None:
+            raise OutcomesError("labels: expected a column skill or dataset that names skills, got none.")
+        self.skills_, target = np.unique(np.asarray(label, dtype=str), return_inverse=True)
+        self.skill_weight_, self.skill_bias_ = softmax_regression(x, target, len(self.skills_), self.skill_l2)
+        mixture = self.mixture(x)  # [n, s]
+        y = np.where(outcomes.observed, outcomes.values[self.metric], np.nan)  # [n, m]
+        solved = abilities_and_difficulty(mixture, x, y, self.l2, self.shrink)
+        self.ability_, self.ability_std_, self.difficulty_, self.difficulty_std_ = solved
+        self.column_ = {candidate.id: j for j, candidate in enumerate(outcomes.pool)}
+        seen = self.ability_.mean(axis=0)
+        self.prior_mean_ = seen  # [s]
+        self.prior_std_ = float(max(0.5, np.sqrt(self.ability_.mean(axis=1).var() + 0.25)))
+        return self
+
+    def mixture(self, x: Array) -> Array:
+        """[n, s] share of each skill in each query; rows sum to 1."""
+        z = x @ self.skill_weight_ + self.skill_bias_
+        z = np.exp(z - z.max(axis=1, keepdims=True))
+        return z / z.sum(axis=1, keepdims=True)
+
+    def abilities(self, pool: Sequence[Candidate]) -> tuple[Array, Array]:
+        """(ability [m, s], std [m]) logits: from the profile where it has any, else from fit, else the spread."""
+        ability = np.repeat(self.prior_mean_[None], len(pool), axis=0)
+        std = np.full(len(pool), self.prior_std_)
+        for j, candidate in enumerate(pool):
+            profile = candidate.profile
+            if profile.ability:
+                ability[j] = self.from_profile(profile.ability)
+                std[j] = 0.3 if profile.ability_std is None else profile.ability_std
+            elif candidate.id in self.column_:
+                ability[j] = self.ability_[self.column_[candidate.id]]
+                std[j] = self.ability_std_[self.column_[candidate.id]]
+        return ability, std
+
+    def from_profile(self, ability: Mapping[str, float]) -> Array:
+        """[s] logits: named skills as given, `general` or the mean of the given ones for the rest."""
+        shape = self.prior_mean_ - self.prior_mean_.mean()  # skills differ in level alike for all candidates
+        given = {k: v for k, v in ability.items() if k != "general"}
+        known = {name: i for i, name in enumerate(self.skills_)}
+        offsets = [v - shape[known[k]] for k, v in given.items() if k in known]
+        level = ability.get("general", float(np.mean(offsets)) if offsets else float(self.prior_mean_.mean()))
+        row = level + shape
+        for name, value in given.items():
+            if name in known:
+                row[known[name]] = value
+        return row
+
+    def predict(self, queries: Sequence[Query], pool: Sequence[Candidate]) -> Estimates:
+        if not hasattr(self, "difficulty_"):
+            raise NotFittedError(self)
+        if not len(queries) or not len(pool):
+            empty = np.zeros((len(queries), len(pool)))
+            return {self.metric: Estimate(empty, empty.copy())}
+        x = embeddings(queries, width=len(self.difficulty_))
+        ability, std = self.cached_abilities(pool)
+        logit = self.mixture(x) @ ability.T - (x @ self.difficulty_)[:, None]  # [n, m]
+        mean = 1 / (1 + np.exp(-logit))
+        doubt = np.sqrt(std[None, :] ** 2 + self.difficulty_std_**2)
+        return {self.metric: Estimate(mean, mean * (1 - mean) * doubt)}
+
+    def cached_abilities(self, pool: Sequence[Candidate]) -> tuple[Array, Array]:
+        """`abilities`, kept for the pool seen last: a gateway asks for the same pool every time."""
+        key = tuple(map(id, pool))
+        if getattr(self, "cache_", (None,))[0] != key:
+            self.cache_: tuple[Any, ...] = (key, tuple(pool), self.abilities(pool))  # the pool is held: ids stay true
+        found: tuple[Array, Array] = self.cache_[2]
+        return found
+
+    def explain(self, query: Query) -> dict[str, Any]:
+        """What the router sees in one query: difficulty in logits, share of each skill."""
+        x = embeddings([query], width=len(self.difficulty_))
+        shares = self.mixture(x)[0]
+        return {
+            "difficulty": float(x[0] @ self.difficulty_),
+            "skills": {str(name): round(float(share), 3) for name, share in zip(self.skills_, shares, strict=True)},
+        }
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Array]]:
+        params = {
+            "metric": self.metric, "l2": self.l2, "shrink": self.shrink, "skill_l2": self.skill_l2,
+            "skills": [str(s) for s in self.skills_], "candidates": list(self.column_),
+            "prior_std": self.prior_std_, "difficulty_std": self.difficulty_std_,
+        }  # fmt: skip
+        arrays = {
+            "skill_weight": self.skill_weight_.astype(np.float32), "skill_bias": self.skill_bias_,
+            "ability": self.ability_, "ability_std": self.ability_std_, "prior_mean": self.prior_mean_,
+            "difficulty": self.difficulty_,
+        }  # fmt: skip
+        return params, arrays
+
+    @classmethod
+    def from_state(cls, params: Mapping[str, Any], arrays: Mapping[str, Array]) -> Self:
+        self = cls(params["metric"], l2=params["l2"], shrink=params["shrink"], skill_l2=params["skill_l2"])
+        self.skills_ = np.array(params["skills"], dtype=str)
+        self.column_ = {name: j for j, name in enumerate(params["candidates"])}
+        self.prior_std_, self.difficulty_std_ = params["prior_std"], params["difficulty_std"]
+        self.skill_weight_, self.skill_bias_ = arrays["skill_weight"], arrays["skill_bias"]
+        self.ability_, self.ability_std_ = arrays["ability"], arrays["ability_std"]
+        self.prior_mean_, self.difficulty_ = arrays["prior_mean"], arrays["difficulty"]
+        return self
+
+
+def softmax_regression(x: Array, target: Array, num_classes: int, l2: float) -> tuple[Array, Array]:
+    """(weight [d, s], bias [s]) of a multinomial logistic regression. x: [n, d]; target: [n] int."""
+    try:
+        from scipy.optimize import minimize
+    except ImportError:
+        raise MissingExtraError("scipy", "data") from None
+    n, d = x.shape
+    onehot = np.eye(num_classes)[target]
+
+    def loss(flat: Array) -> tuple[float, Array]:
+        weight, bias = flat[:-num_classes].reshape(d, num_classes), flat[-num_classes:]
+        z = x @ weight + bias
+        z -= z.max(axis=1, keepdims=True)
+        total = np.log(np.exp(z).sum(axis=1))
+        residual = np.exp(z - total[:, None]) - onehot
+        value = (total - (z * onehot).sum(axis=1)).mean() + 0.5 * l2 * (weight**2).sum()
+        return value, np.concatenate([(x.T @ residual / n + l2 * weight).ravel(), residual.mean(axis=0)])
+
+    x = x.astype(np.float64)
+    start = np.zeros(d * num_classes + num_classes)
+    found = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 200})
+    return found.x[:-num_classes].reshape(d, num_classes), found.x[-num_classes:]
+
+
+def abilities_and_difficulty(
+    mixture: Array, x: Array, y: Array, l2: float, shrink: float, steps: int = 12
+) -> tuple[Array, Array, Array, float]:
+    """Newton's method for the convex problem logit = mixture . ability_m - x . w, with missing outcomes left out.
+
+    mixture: [n, s]; x: [n, d]; y: [n, m] in 0..1 or NaN. l2: penalty on w; shrink: penalty on an ability's distance
+    from its candidate's mean. Returns ability [m, s], its std [m] (logits), w [d], and the std that w leaves, logits.
+    """
+    s, d, m = mixture.shape[1], x.shape[1], y.shape[1]
+    known = np.isfinite(y)
+    target = np.where(known, y, 0.0)
+    ability, w = np.zeros((m, s)), np.zeros(d)
+    pull = shrink * (np.eye(s) - np.full((s, s), 1 / s)) + 1e-2 * np.eye(s)
+    size = m * s + d
+    for _ in range(steps):
+        p = 1 / (1 + np.exp(-(mixture @ ability.T - (x @ w)[:, None])))  # [n, m]
+        residual = np.where(known, p - target, 0.0)
+        curve = np.where(known, np.maximum(p * (1 - p), 1e-4), 0.0)
+        hessian, gradient = np.zeros((size, size)), np.zeros(size)
+        for j in range(m):
+            at = slice(j * s, (j + 1) * s)
+            hessian[at, at] = (mixture * curve[:, j : j + 1]).T @ mixture + pull
+            hessian[at, m * s :] = -(mixture * curve[:, j : j + 1]).T @ x
+            hessian[m * s :, at] = hessian[at, m * s :].T
+            gradient[at] = mixture.T @ residual[:, j] + pull @ ability[j]
+        hessian[m * s :, m * s :] = (x * curve.sum(axis=1)[:, None]).T @ x + l2 * np.eye(d)
+        gradient[m * s :] = -x.T @ residual.sum(axis=1) + l2 * w
+        step = np.linalg.solve(hessian, gradient)
+        ability -= step[: m * s].reshape(m, s)
+        w -= step[m * s :]
+        if np.abs(step).max() < 1e-6:
+            break
+    covariance = np.linalg.inv(hessian)
+    std = np.sqrt(np.array([np.diag(covariance)[j * s : (j + 1) * s].mean() for j in range(m)]))
+    doubt = np.sqrt(np.einsum("nd,de,ne->n", x, covariance[m * s :, m * s :], x).mean())
+    return ability, std, w, float(doubt)
