@@ -33,7 +33,7 @@ def parser(command: str | None) -> argparse.ArgumentParser:
         epilog="Start with: polyroute models pull qwen2.5-coder-0.5b && polyroute serve",
     )
     top.add_argument("--version", action="version", version=f"polyroute {__version__}")
-    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=argparse.ArgumentParser)
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, summary in COMMANDS.items():
         if name == command:
             import_module(f"polyroute.cli.{name}").add(commands)

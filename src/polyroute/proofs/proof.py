@@ -68,7 +68,7 @@ def effect_over_seeds(name: str, values: Sequence[float], unit: str, margin: flo
 
 
 def effect_over_rows(name: str, differences: Any, unit: str, rng: np.random.Generator, margin: float = 0.0) -> Effect:
-    """An effect from paired differences of single queries [n]: mean and a 95 % percentile bootstrap, 1,000 resamples."""
+    """An effect from paired differences of queries [n]: mean and a 95 % percentile bootstrap, 1,000 resamples."""
     rows = np.asarray(differences, dtype=float)
     means = np.array([rows[rng.integers(len(rows), size=len(rows))].mean() for _ in range(1000)])
     low, high = np.percentile(means, [2.5, 97.5])
