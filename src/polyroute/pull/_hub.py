@@ -64,5 +64,6 @@ def reason_of(problem: BaseException) -> str:
         return "the answer ended early"
     if isinstance(reason, ssl.SSLError):
         return f"TLS: {reason.reason or reason}"
-    code = getattr(problem, "code", None)
-    return f"HTTP {code} {reason}" if code else str(reason) or type(problem).__name__
+    if code := getattr(problem, "code", None):
+        return f"HTTP {code} {reason}"
+    return getattr(reason, "strerror", None) or str(reason) or type(problem).__name__
