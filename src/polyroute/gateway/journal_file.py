@@ -24,10 +24,11 @@ Readers open the file with `mode=ro`; the rows of one request may arrive in two 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,3 +71,187 @@ INSERT = {
 }
 ADD_TOTAL = """INSERT INTO totals VALUES (?, ?, ?)
     ON CONFLICT (name, label) DO UPDATE SET value = value + excluded.value"""
+
+# What sqlite3 raises for a value that no table can hold, as opposed to a file that cannot be written.
+UNWRITABLE = (
+    sqlite3.IntegrityError, sqlite3.InterfaceError, sqlite3.ProgrammingError, sqlite3.DataError,
+    OverflowError, ValueError,
+)  # fmt: skip
+LOCKED_S = 0.2  # how long one attempt waits for another writer
+
+
+class Row(NamedTuple):
+    """A record as it goes into its table. size: bytes it holds in memory, roughly."""
+
+    table: str
+    values: tuple[Any, ...]
+    size: int
+
+
+def row_of(record: DecisionRecord | OutcomeRecord | FeedbackRecord) -> Row:
+    """The row a record becomes. Raises: whatever msgspec finds that JSON or UTF-8 cannot hold."""
+    if isinstance(record, DecisionRecord):
+        r, embedding = record, record.embedding
+        text = msgspec.json.encode(msgspec.structs.replace(r, embedding=None) if embedding else r).decode()
+        values: tuple[Any, ...] = (
+            r.id, r.time, r.request_id, r.endpoint, r.requested, r.policy, r.selected, r.propensity, r.router,
+            r.artefact, r.features, r.prompt_tokens, r.session, r.tenant, r.dry_run, embedding, text,
+        )  # fmt: skip
+        return Row("decisions", values, len(text) + len(embedding or b"") + 400)
+    text = msgspec.json.encode(record).decode()
+    if isinstance(record, OutcomeRecord):
+        o = record
+        values = (
+            o.decision_id, o.time, o.status, o.state, o.selected, o.attempts, o.latency_s, o.first_byte_s,
+            o.prompt_tokens, o.cached_tokens, o.completion_tokens, o.cost_usd, o.dearest_usd, o.error, text,
+        )  # fmt: skip
+        return Row("outcomes", values, len(text) + 400)
+    f = record
+    return Row("feedback", (f.decision_id, f.time, f.source, f.metrics.get("quality"), text), len(text) + 200)
+
+
+def open_to_write(path: Path, now: float) -> sqlite3.Connection:
+    """Open the journal, or make it, readable by its owner only.
+
+    Raises: JournalError if the file is something else's; sqlite3.Error or OSError if it cannot be opened now.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    connection = sqlite3.connect(path, timeout=LOCKED_S, isolation_level=None, check_same_thread=False)
+    try:
+        if identify(connection, path) == 0:
+            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # so that prune can give space back
+        connection.execute("PRAGMA journal_mode = WAL")
+        # NORMAL: a commit is in the kernel's hands when it returns, which a killed process cannot take back;
+        # the file is synced at checkpoints, so a power cut costs the last commits and never the file.
+        connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute("PRAGMA wal_autocheckpoint = 16384")  # pages; `checkpoint` is called long before
+        connection.execute("BEGIN IMMEDIATE")
+        if identify(connection, path) == 0:
+            for statement in TABLES.split(";"):
+                connection.execute(statement)
+            connection.execute("INSERT INTO meta VALUES ('schema', ?), ('created', ?)", (str(VERSION), str(now)))
+            connection.execute(f"PRAGMA user_version = {VERSION}")
+            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        connection.execute("COMMIT")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def open_to_read(path: Path, timeout_s: float = 1.0) -> sqlite3.Connection:
+    """A read-only connection. Raises: JournalError if there is no journal there."""
+    if not path.is_file():
+        raise JournalError(path, "no file", hint="The gateway writes it where [journal] path says.")
+    try:
+        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=timeout_s)
+        if identify(connection, path) == 0:
+            connection.close()
+            raise JournalError(path, "an empty database")
+    except sqlite3.DatabaseError as error:
+        raise JournalError(path, f"{type(error).__name__}: {error}") from error
+    return connection
+
+
+def identify(connection: sqlite3.Connection, path: Path) -> int:
+    """The schema's version; 0: an empty database. Raises: JournalError if it is not ours to write."""
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    if application == 0 and version == 0 and tables == 0:
+        return 0
+    if application != APPLICATION_ID:
+        raise JournalError(path, f"another program's database with {tables} tables", hint="Name another path.")
+    if version != VERSION:
+        raise JournalError(path, f"schema {version} where this version reads {VERSION}", hint="Name another path.")
+    return int(version)
+
+
+def write(connection: sqlite3.Connection, rows: Sequence[Row], sums: Mapping[TotalKey, float]) -> None:
+    """Add rows and running sums in one transaction: all of it, or nothing and an sqlite3.Error."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        for table, statement in INSERT.items():
+            connection.executemany(statement, [row.values for row in rows if row.table == table])
+        connection.executemany(ADD_TOTAL, [(*key, amount) for key, amount in sums.items()])
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def checkpoint(path: Path) -> None:
+    """Copy what the write-ahead log holds into the database and sync it, beside a running writer."""
+    with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=0)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+
+
+def writable(connection: sqlite3.Connection, rows: Sequence[Row]) -> list[Row]:
+    """The rows that SQLite can hold, tried one by one and taken back."""
+    good = []
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        for row in rows:
+            with contextlib.suppress(*UNWRITABLE):
+                connection.execute(INSERT[row.table], row.values)
+                good.append(row)
+    finally:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+    return good
+
+
+def set_aside(path: Path, now: float) -> Path:
+    """Rename a damaged journal and what belongs to it to PATH.corrupt-TIMESTAMP, so that a new one can begin."""
+    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(now))
+    target = path.with_name(f"{path.name}.corrupt-{stamp}")
+    for count in range(1, 1000):
+        if not target.exists():
+            break
+        target = path.with_name(f"{path.name}.corrupt-{stamp}-{count}")
+    for suffix in ("-wal", "-shm", ""):  # the database last: were we stopped between, it is found and moved again
+        if Path(f"{path}{suffix}").exists():
+            os.replace(f"{path}{suffix}", f"{target}{suffix}")
+    return target
+
+
+def is_damaged(error: BaseException) -> bool:
+    """SQLite says that the file's content is broken, as opposed to busy, full or out of reach."""
+    code = getattr(error, "sqlite_errorcode", None)
+    return isinstance(code, int) and code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
+def read_sums(connection: sqlite3.Connection) -> Sums:
+    """The running sums of every process that wrote here."""
+    return Sums({(name, label): value for name, label, value in connection.execute("SELECT * FROM totals")})
+
+
+class Found(NamedTuple):
+    """The records of one decision, as JSON."""
+
+    decision: str
+    outcome: str | None
+    feedback: list[str]
+
+
+def find(connection: sqlite3.Connection, decision_id: str) -> Found | None:
+    """Everything written about one decision; None if it is not there."""
+    row = connection.execute("SELECT record FROM decisions WHERE id = ?", (decision_id,)).fetchone()
+    return None if row is None else found(connection, decision_id, row[0])
+
+
+def latest(connection: sqlite3.Connection, number: int, *, after: int = -1) -> list[tuple[int, Found]]:
+    """(row number, records) of the last decisions written, oldest first; of those after a row number only."""
+    rows = connection.execute(
+        "SELECT rowid, id, record FROM decisions WHERE rowid > ? ORDER BY rowid DESC LIMIT ?", (after, number)
+    ).fetchall()
+    return [(number, found(connection, name, record)) for number, name, record in reversed(rows)]
+
+
+def found(connection: sqlite3.Connection, decision_id: str, record: str) -> Found:
+    """A decision with its outcome and feedback."""
+    outcome = connection.execute("SELECT record FROM outcomes WHERE decision_id = ?", (decision_id,)).fetchone()
+    reports = connection.execute("SELECT record FROM feedback WHERE decision_id = ? ORDER BY time", (decision_id,))
+    return Found(record, outcome and outcome[0], [report for (report,) in reports])

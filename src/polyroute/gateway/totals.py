@@ -1,0 +1,110 @@
+"""Running sums over all traffic: counts, tokens, USD and reported quality, by model, policy and state.
+
+Sums are additive, so several processes may keep theirs and add them up in one file; see journal_file.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import isfinite
+from typing import Any, TypeAlias
+
+from polyroute.gateway.records import DecisionRecord, FeedbackRecord, OutcomeRecord
+
+TotalKey: TypeAlias = tuple[str, str]  # (what is summed, for which model, policy or state)
+
+
+class Sums(dict[TotalKey, float]):
+    """What has been summed so far. A name that was never added to stands for 0."""
+
+    def add(self, name: str, label: str, amount: float = 1.0) -> None:
+        """Add to one sum."""
+        key = (name, label)
+        self[key] = self.get(key, 0.0) + amount
+
+    def merge(self, others: Mapping[TotalKey, float]) -> None:
+        """Add every sum of another table."""
+        for key, amount in others.items():
+            self[key] = self.get(key, 0.0) + amount
+
+    def add_decision(self, record: DecisionRecord) -> None:
+        """Count a decision. Dry runs are counted apart."""
+        if record.dry_run:
+            self.add("dry_runs", "")
+        else:
+            self.add("decisions", record.selected)
+            self.add("policies", record.policy)
+
+    def add_outcome(self, record: OutcomeRecord, sign: float = 1.0) -> None:
+        """Count what a request used and cost; sign -1 takes back a record that is being replaced."""
+        model = record.selected
+        self.add("requests", model, sign)
+        self.add("states", record.state, sign)
+        if record.prompt_tokens:
+            self.add("prompt_tokens", model, sign * record.prompt_tokens)
+        if record.completion_tokens:
+            self.add("completion_tokens", model, sign * record.completion_tokens)
+        if (cost := record.cost_usd) is not None and isfinite(cost):
+            self.add("spend_usd", model, sign * cost)
+            dearest = cost if record.dearest_usd is None else record.dearest_usd
+            self.add("dearest_usd", model, sign * dearest)
+
+    def add_quality(self, model: str, quality: object) -> None:
+        """Count one reported quality of an answer by `model`; anything but a finite number is left out."""
+        if isinstance(quality, (int, float)) and isfinite(quality):
+            self.add("quality", model, quality)
+            self.add("quality_reports", model)
+
+    def add_record(self, record: DecisionRecord | OutcomeRecord | FeedbackRecord, served_by: str) -> None:
+        """Count any record. served_by: the model that feedback is about."""
+        if isinstance(record, DecisionRecord):
+            self.add_decision(record)
+        elif isinstance(record, OutcomeRecord):
+            self.add_outcome(record)
+        else:
+            self.add_quality(served_by, record.metrics.get("quality"))
+
+    def of(self, name: str) -> dict[str, float]:
+        """label -> sum."""
+        return {label: amount for (own, label), amount in self.items() if own == name}
+
+    def view(self) -> dict[str, Any]:
+        """Everything as plain data: counts, USD, tokens; quality is a mean, None where nothing was reported.
+
+        `dearest_usd` is what the same usage would have cost at the dearest candidate of each request's pool,
+        and `saved_usd` the difference to `spend_usd`; a request without that figure counts as no saving.
+        """
+        table = {name: self.of(name) for name in SUMMED}
+        total = {name: sum(column.values()) for name, column in table.items()}
+        models = {
+            model: {
+                **{name: whole(name, table[name].get(model, 0.0)) for name in SUMMED if name != "quality"},
+                "quality": mean(table["quality"].get(model, 0.0), table["quality_reports"].get(model, 0.0)),
+            }
+            for model in sorted({model for column in table.values() for model in column} - {""})
+        }
+        return {
+            **{name: whole(name, amount) for name, amount in total.items() if name != "quality"},
+            "saved_usd": total["dearest_usd"] - total["spend_usd"],
+            "quality": mean(total["quality"], total["quality_reports"]),
+            "dry_runs": int(self.get(("dry_runs", ""), 0.0)),
+            "states": {state: int(count) for state, count in self.of("states").items() if count},
+            "policies": {policy: int(count) for policy, count in self.of("policies").items()},
+            "models": models,
+        }
+
+
+SUMMED = (
+    "decisions", "requests", "spend_usd", "dearest_usd", "prompt_tokens", "completion_tokens", "quality",
+    "quality_reports",
+)  # fmt: skip
+
+
+def whole(name: str, amount: float) -> float | int:
+    """USD as they are, counts as integers."""
+    return amount if name.endswith("_usd") else round(amount)
+
+
+def mean(total: float, count: float) -> float | None:
+    """None of nothing."""
+    return total / count if count else None
