@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 
+from polyroute.errors import ConfigError
 from polyroute.protocols import Constraint
 from polyroute.types import Array, Candidate, Query
 
@@ -17,7 +18,8 @@ def offers_needs(queries: Sequence[Query], pool: Sequence[Candidate]) -> Array:
     """A candidate must offer every capability the query needs."""
     if not any(query.needs for query in queries):
         return np.ones((len(queries), len(pool)), dtype=bool)
-    return np.array([[query.needs <= c.profile.offers for c in pool] for query in queries]).reshape(-1, len(pool))
+    offered = [[query.needs <= candidate.profile.offers for candidate in pool] for query in queries]
+    return np.array(offered, dtype=bool).reshape(len(queries), len(pool))
 
 
 def fits_context(queries: Sequence[Query], pool: Sequence[Candidate]) -> Array:
@@ -33,17 +35,26 @@ def fits_context(queries: Sequence[Query], pool: Sequence[Candidate]) -> Array:
 
 def in_region(regions: Collection[str]) -> Constraint:
     """Data may go to these regions only. A candidate whose region is not known is ruled out."""
+    _refuse_text("regions", regions)
     return _of_candidate(f"in_region({', '.join(sorted(regions))})", lambda c: c.profile.region in regions)
 
 
 def healthy(down: Collection[str]) -> Constraint:
     """Candidates whose id is in `down` are ruled out. A set that changes while serving is read at each call."""
+    _refuse_text("down", down)
     return _of_candidate("healthy", lambda c: c.id not in down)
 
 
 def only(ids: Collection[str]) -> Constraint:
     """These candidate ids and no others."""
+    _refuse_text("ids", ids)
     return _of_candidate("only", lambda c: c.id in ids)
+
+
+def _refuse_text(argument: str, values: Collection[str]) -> None:
+    # `"eu" in "europe"` is true of texts, so a forgotten pair of braces would let candidates through
+    if isinstance(values, str):
+        raise ConfigError(argument, got=values, expected="a set of names", hint=f"Write {{{values!r}}}.")
 
 
 def _of_candidate(name: str, passes: Callable[[Candidate], bool]) -> Constraint:

@@ -7,6 +7,8 @@
         UnknownNameError, LookupError     a name nobody knows; suggests the nearest
         UnknownCandidateError, LookupError  a router never saw these candidates
         NoCandidateError, LookupError     every candidate is ruled out
+        EstimateError, ValueError         an estimate that a choice depends on is not a finite number
+        SelectionError, ValueError        a policy chose what the constraints ruled out
         NotFittedError, RuntimeError      predict before fit
         OutcomesError, ValueError         a table or log does not fit the schema
         JournalError, ValueError          a journal file is missing, unreadable or of another kind
@@ -97,6 +99,28 @@ class NoCandidateError(PolyrouteError, LookupError):
         super().__init__(
             f"No candidate may serve query {query_id!r}: expected at least 1 of {len(self.refused)}, "
             f"got 0 ({why}). Relax a constraint or add a candidate to the pool."
+        )
+
+
+class EstimateError(PolyrouteError, ValueError):
+    """An allowed candidate's estimate cannot be weighed. row, column: where it stands in the estimates [n, m]."""
+
+    def __init__(self, metric: str, *, row: int, column: int, got: float):
+        self.metric, self.row, self.column, self.got = metric, row, column, got
+        super().__init__(
+            f"estimates[{metric!r}][{row}, {column}]: expected a finite number for an allowed candidate, got {got}. "
+            f"Rule column {column} out for row {row}, or give its router a prior."
+        )
+
+
+class SelectionError(PolyrouteError, ValueError):
+    """A policy chose a candidate that is not in the pool or that a constraint ruled out. allowed: ids it may choose."""
+
+    def __init__(self, policy: str, query_id: str, *, got: int, allowed: Iterable[str]):
+        self.policy, self.query_id, self.got, self.allowed = policy, query_id, got, list(allowed)
+        super().__init__(
+            f"{policy} chose column {got} for query {query_id!r}: expected one of {', '.join(self.allowed)}. "
+            f"A policy must choose where `allowed` is True."
         )
 
 

@@ -5,13 +5,14 @@ Letters used for shapes everywhere: n queries, m candidates, k chosen, d width o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from polyroute.errors import ShapeError, UnknownCandidateError
+from polyroute.errors import ConfigError, ShapeError, UnknownCandidateError, UnknownNameError
 
 Array: TypeAlias = Any  # numpy in routers and policies; any array-API library in kernels
 Rng: TypeAlias = np.random.Generator
@@ -70,15 +71,27 @@ class Objective:
 
     weights: Mapping[str, float]  # utility per unit: {"quality": 1.0, "cost": -150.0}
 
+    def __post_init__(self) -> None:
+        if not self.weights:
+            raise ConfigError("weights", got=self.weights, expected="the weight of at least one metric")
+        for name, weight in self.weights.items():
+            if not math.isfinite(weight):
+                raise ConfigError(f"weights.{name}", got=weight, expected="a finite number")
+
     def utility(self, estimates: Estimates) -> Array:
-        """Expected utility [n, m]."""
-        return sum(w * estimates[name].mean for name, w in self.weights.items())
+        """Expected utility [n, m]. Raises: UnknownNameError if a weighed metric was not estimated."""
+        total: Array = 0.0
+        for name, weight in self.weights.items():
+            if name not in estimates:
+                raise UnknownNameError("metric", name, estimates)
+            total = total + weight * estimates[name].mean
+        return total
 
 
 class Selection(NamedTuple):
     """What every selection kernel and policy returns, at every scale."""
 
-    index: Array  # [n, k] int, best first
+    index: Array  # [n, k] int, best first; a policy that found fewer than k puts -1 in the places left
     weight: Array  # [n, k] scores of the chosen; a gate or mixture normalises them
     propensity: Array | None = None  # [n, k] P(chosen); None: deterministic
 

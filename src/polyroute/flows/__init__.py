@@ -1,0 +1,1 @@
+"""Several decisions for one query: generators that yield a Decision and are sent its Outcome. No I/O inside."""

@@ -22,7 +22,8 @@ def dual_step(price: Array, use: Array, limit: Array, *, rate: float) -> Array:
 def dual_prices(scores: Array, use: Array, limit: Array, *, rate: float = 1.0, steps: int = 1000) -> Array:
     """The prices at which each row's own best choice keeps all rows together within their limits.
 
-    scores: [n, m] with n >= 1, -inf where a row may not go. use: [n, m, r] what a choice takes of each resource, or [1, m, r] if every row takes the same.
+    scores: [n, m] with n >= 1, -inf where a row may not go.
+    use: [n, m, r] what a choice takes of each resource, or [1, m, r] if every row takes the same.
     limit: [r] > 0, what all n rows may take together. Returns price [r] >= 0, in scores per unit of the resource;
     the choice is top_k(scores - sum(use * price)).
     A budget has one resource, `use[:, :, 0]` = cost [n, m]. Capacity has one resource a column, `use[0]` = identity.

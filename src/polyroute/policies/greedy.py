@@ -1,0 +1,80 @@
+"""Take the best. Also what every policy needs: utilities of the allowed candidates, checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from polyroute.errors import ConfigError, EstimateError, NoCandidateError, ShapeError
+from polyroute.types import Array, Estimates, Objective, Rng, Selection
+
+
+@dataclass(frozen=True, slots=True)
+class Greedy:
+    """The k allowed candidates of highest expected utility, best first.
+
+    Ties go to the first column. Weights are expected utilities; a row with fewer than k allowed ends in index -1.
+    """
+
+    k: int = 1
+
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            raise ConfigError("k", got=self.k, expected="1 or more")
+
+    def decide(self, estimates: Estimates, objective: Objective, allowed: Array, rng: Rng) -> Selection:
+        """Selection [n, min(k, m)] without propensity: nothing is left to chance. rng is not used."""
+        utility = allowed_utility(estimates, objective, allowed)
+        if self.k == 1:
+            return Selection(utility.argmax(axis=1)[:, None], utility.max(axis=1, keepdims=True))
+        index = np.argsort(-utility, axis=1, kind="stable")[:, : self.k]
+        weight = take(utility, index)
+        found = weight > -np.inf
+        return Selection(np.where(found, index, -1), np.where(found, weight, 0.0))
+
+    def probabilities(self, estimates: Estimates, objective: Objective, allowed: Array) -> Array:
+        """[n, m] P(first choice): 1 for the best, 0 elsewhere."""
+        return best_only(allowed_utility(estimates, objective, allowed))
+
+
+def allowed_utility(estimates: Estimates, objective: Objective, allowed: Array) -> Array:
+    """Expected utility [n, m], -inf where not allowed.
+
+    Raises: EstimateError if the estimate of an allowed candidate is NaN, or so large that nothing can be compared;
+    NoCandidateError if a row allows nobody; ShapeError if estimates and allowed do not fit.
+    """
+    utility = objective.utility(estimates)
+    if utility.shape != allowed.shape:
+        raise ShapeError("allowed", got=allowed.shape, expected=utility.shape)
+    if not allowed.shape[1]:
+        raise NoCandidateError("row 0", {})
+    masked = np.where(allowed, utility, -np.inf)
+    if not np.isfinite(masked.max(axis=1)).all():  # the largest is NaN if any is
+        refuse(estimates, objective, allowed)
+    return masked
+
+
+def refuse(estimates: Estimates, objective: Objective, allowed: Array) -> None:
+    """Say which estimate keeps a row from being weighed. Raises: NoCandidateError or EstimateError, always."""
+    for i in np.flatnonzero(~allowed.any(axis=1)):
+        raise NoCandidateError(f"row {i}", {f"column {j}": "`allowed`" for j in range(allowed.shape[1])})
+    parts = {name: estimates[name].mean for name in objective.weights}
+    stds = {f"{name}.std": estimates[name].std for name in objective.weights}
+    for name, values in {**parts, **stds, "utility": objective.utility(estimates)}.items():
+        if values is not None:
+            for i, j in np.argwhere(allowed & ~np.isfinite(values)):
+                raise EstimateError(name, row=int(i), column=int(j), got=float(values[i, j]))
+    raise EstimateError("utility", row=0, column=0, got=float("nan"))
+
+
+def best_only(scores: Array) -> Array:
+    """[n, m] float: 1 at the first largest of each row of scores [n, m], 0 elsewhere."""
+    chosen = np.zeros(scores.shape)
+    np.put_along_axis(chosen, scores.argmax(axis=1)[:, None], 1.0, axis=1)
+    return chosen
+
+
+def take(values: Array, index: Array) -> Array:
+    """values[i, index[i, r]] as [n, k]. values: [n, m]. index: [n, k] int."""
+    return values[np.arange(len(values))[:, None], index]
