@@ -53,7 +53,7 @@ def weigh(
     allowed, refused = permit(queries, pool, constraints)
     estimates = router.predict(queries, pool)
     utility = objective.utility(estimates)
-    if not queries:
+    if len(queries) == 0:
         return Weighing([], estimates, utility, refused)
     chosen = policy.decide(estimates, objective, allowed, np.random.default_rng() if rng is None else rng)
     names, propensity = named(chosen, queries, pool, allowed, policy)
@@ -81,7 +81,8 @@ def permit(
             for i, j in np.argwhere(allowed & ~passes).tolist():
                 refused[i][pool[j].id] = name_of(constraint)
             allowed &= passes
-    for query, some, why in zip(queries, allowed.any(axis=1).tolist(), refused, strict=True):
+    served: list[bool] = allowed.any(axis=1).tolist()
+    for query, some, why in zip(queries, served, refused, strict=True):
         if not some:
             raise NoCandidateError(query.id, why)
     return allowed, refused
