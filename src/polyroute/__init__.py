@@ -10,7 +10,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from polyroute.decide import Weighing, weigh
     from polyroute.errors import PolyrouteError
     from polyroute.policies.budget import Budget, BudgetConfig
     from polyroute.policies.deadline import Deadline
@@ -62,12 +61,9 @@ __all__ = [
     "Selection",
     "Softmax",
     "Thompson",
-    "Weighing",
-    "weigh",
 ]
 
 _MODULES = {
-    "decide": ("Weighing", "weigh"),
     "errors": ("PolyrouteError",),
     "policies.budget": ("Budget", "BudgetConfig"),
     "policies.deadline": ("Deadline",),
@@ -86,4 +82,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted({*globals(), *__all__})

@@ -81,9 +81,8 @@ def permit(
             for i, j in np.argwhere(allowed & ~passes).tolist():
                 refused[i][pool[j].id] = name_of(constraint)
             allowed &= passes
-    served: list[bool] = allowed.any(axis=1).tolist()
-    for query, some, why in zip(queries, served, refused, strict=True):
-        if not some:
+    for query, row, why in zip(queries, allowed, refused, strict=True):
+        if not row.any():
             raise NoCandidateError(query.id, why)
     return allowed, refused
 
