@@ -15,7 +15,7 @@ import numpy as np
 from polyroute.constraints import fits_context, healthy, offers_needs
 from polyroute.decide import Weighing, weigh
 from polyroute.gateway.records import DecisionRecord, Weighed
-from polyroute.gateway.wire import BadRequestError, View
+from polyroute.gateway.wire import BadRequestError, View, given
 from polyroute.protocols import Constraint, Featuriser, Policy, Router
 from polyroute.signals.conversation import routing_text
 from polyroute.signals.needs import needs_of
@@ -179,17 +179,17 @@ def weighed(weighing: Weighing, pool: Sequence[Candidate]) -> list[Weighed]:
 def read_signals(view: View, endpoint: str) -> tuple[str, frozenset[str], int]:
     """(text to route on, capabilities needed, prompt tokens). Raises BadRequestError naming the field at fault."""
     if endpoint == "completions":
-        prompt: Any = msgspec.json.decode(view.prompt) if view.prompt is not None else None
+        prompt: Any = msgspec.json.decode(view.prompt) if given(view.prompt) else None
         if isinstance(prompt, list) and all(isinstance(part, str) for part in prompt):
             prompt = "\n".join(prompt)
         if not isinstance(prompt, str):
             raise BadRequestError("prompt: expected a string to route on, got none. Name a model instead.", "prompt")
         return routing_text([{"role": "user", "content": prompt}]), frozenset(), count_tokens(prompt)
-    messages: Any = msgspec.json.decode(view.messages) if view.messages is not None else None
+    messages: Any = msgspec.json.decode(view.messages) if given(view.messages) else None
     if not isinstance(messages, list) or not messages:
         raise BadRequestError("messages: expected a list of one or more messages.", "messages")
     for i, message in enumerate(messages):
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             raise BadRequestError(f"messages[{i}]: expected an object with a role.", f"messages[{i}]")
-    needs = needs_of(messages, tools=view.tools is not None, response_format=view.response_format)
+    needs = needs_of(messages, tools=given(view.tools), response_format=view.response_format)
     return routing_text(messages), needs, count_tokens(view.messages) + count_tokens(view.tools)

@@ -19,7 +19,7 @@ from polyroute.gateway.answers import ClientGoneError, Headers, Receive, Scope, 
 from polyroute.gateway.brain import ServedPolicy, new_id, reference_cost
 from polyroute.gateway.records import FeedbackRecord
 from polyroute.gateway.road import explained, trade_off_of
-from polyroute.gateway.wire import BadRequestError, read_view
+from polyroute.gateway.wire import BadRequestError, given, read_view
 
 if TYPE_CHECKING:
     from polyroute.gateway.app import Gateway
@@ -90,7 +90,7 @@ async def route(gateway: Gateway, scope: Scope, receive: Receive, send: Send) ->
         error = UnknownNameError("virtual model", name, gateway.brain.policies)
         raise BadRequestError(str(error), "model", status=404, code="model_not_found")
     begin = perf_counter()
-    signals = await gateway.brain.signals(view, "chat.completions" if view.prompt is None else "completions")
+    signals = await gateway.brain.signals(view, "completions" if given(view.prompt) else "chat.completions")
     try:
         choice = gateway.brain.choose(
             signals, policy, requested=view.model, endpoint="route", request_id=new_id("req"),
@@ -110,28 +110,28 @@ async def feedback(gateway: Gateway, scope: Scope, receive: Receive, send: Send)
     """POST /polyroute/v1/feedback: a late outcome by decision id."""
     tenant = guard(gateway, scope)
     try:
-        given = read_feedback(await read_body(receive, 1 << 20))
+        told = read_feedback(await read_body(receive, 1 << 20))
     except ClientGoneError:
         return
     except msgspec.MsgspecError as error:
         raise BadRequestError(*explained(error)) from None
-    if not given.metrics:
+    if not told.metrics:
         raise BadRequestError('metrics: expected at least one, e.g. {"quality": 1.0}.', "metrics")
-    for name, value in given.metrics.items():
+    for name, value in told.metrics.items():
         if not math.isfinite(value) or (name == "quality" and not 0 <= value <= 1):
             raise BadRequestError(f"metrics.{name}: expected a finite number, quality in 0..1, got {value}.", "metrics")
-    if await asyncio.to_thread(gateway.journal.find, given.decision_id) is None:
+    if await asyncio.to_thread(gateway.journal.find, told.decision_id) is None:
         raise BadRequestError(
-            f"No decision {given.decision_id!r}; expected the x-polyroute-decision-id of an answer.",
+            f"No decision {told.decision_id!r}; expected the x-polyroute-decision-id of an answer.",
             "decision_id", status=404, code="decision_not_found",
         )  # fmt: skip
     gateway.journal.feedback(
         FeedbackRecord(
-            decision_id=given.decision_id, time=time.time(), metrics=given.metrics,
-            source=given.source or tenant or "", comment=given.comment,
+            decision_id=told.decision_id, time=time.time(), metrics=told.metrics,
+            source=told.source or tenant or "", comment=told.comment,
         )
     )  # fmt: skip
-    await send_json(send, 202, {"decision_id": given.decision_id, "accepted": True})
+    await send_json(send, 202, {"decision_id": told.decision_id, "accepted": True})
 
 
 async def decisions(gateway: Gateway, scope: Scope, receive: Receive, send: Send) -> None:

@@ -32,6 +32,7 @@ from polyroute.gateway.wire import (
     View,
     ask_for_usage,
     downstream_headers,
+    given,
     header_values,
     read_seen,
     read_usage,
@@ -126,9 +127,9 @@ async def travel(gateway: Gateway, scope: Scope, receive: Receive, send: Send, e
 
 def request_id(headers: dict[bytes, bytes]) -> str:
     """The client's own request id where it gives a sane one, else a new one."""
-    given = headers.get(b"x-request-id", b"")
-    if 0 < len(given) <= 128 and given.isascii():
-        return given.decode()
+    own = headers.get(b"x-request-id", b"")
+    if 0 < len(own) <= 128 and own.isascii():
+        return own.decode()
     return new_id("req")
 
 
@@ -173,15 +174,15 @@ async def decide(gateway: Gateway, view: View, road: Exchange, tenant: str | Non
 
 def trade_off_of(headers: dict[bytes, bytes]) -> float | None:
     """The per-request override of the policy's trade-off, where the client sends one."""
-    given = headers.get(b"x-polyroute-trade-off")
-    if given is None:
+    wanted = headers.get(b"x-polyroute-trade-off")
+    if wanted is None:
         return None
     try:
-        value = float(given)
+        value = float(wanted)
     except ValueError:
         value = -1.0
     if not 0 <= value < float("inf"):
-        raise BadRequestError(f"x-polyroute-trade-off: expected a number of 0 or more, got {given[:40]!r}.")
+        raise BadRequestError(f"x-polyroute-trade-off: expected a number of 0 or more, got {wanted[:40]!r}.")
     return value
 
 
@@ -281,7 +282,7 @@ def note_answer(road: Exchange, status: int, data: bytes) -> str | None:
         name = road.candidate.id if road.candidate else "the backend"
         return f"{name}: expected a JSON object, got {len(data)} bytes of something else (status {status})."
     road.usage, road.raw_usage = read_usage(seen.usage)
-    failed = status >= 400 or (seen.error is not None and bytes(seen.error) != b"null")
+    failed = status >= 400 or given(seen.error)
     road.state = "error" if failed else "ok"
     if failed:
         road.error = f"upstream status {status}"

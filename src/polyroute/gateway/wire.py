@@ -29,6 +29,9 @@ class BadRequestError(PolyrouteError, ValueError):
         super().__init__(message)
 
 
+NOTHING = msgspec.Raw(b"")  # the field is not there
+
+
 class StreamOptions(msgspec.Struct):
     include_usage: bool | None = None
 
@@ -37,16 +40,16 @@ class View(msgspec.Struct):
     """The few fields of a request the gateway reads; the rest stays bytes."""
 
     model: str
-    messages: msgspec.Raw | None = None
-    prompt: msgspec.Raw | None = None
+    messages: msgspec.Raw = NOTHING
+    prompt: msgspec.Raw = NOTHING
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    tools: msgspec.Raw | None = None
-    response_format: msgspec.Raw | None = None
+    tools: msgspec.Raw = NOTHING
+    response_format: msgspec.Raw = NOTHING
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
-    user: msgspec.Raw | None = None
-    metadata: msgspec.Raw | None = None
+    user: msgspec.Raw = NOTHING
+    metadata: msgspec.Raw = NOTHING
 
     @property
     def max_output(self) -> int | None:
@@ -155,18 +158,23 @@ class Usage(msgspec.Struct):
 class Seen(msgspec.Struct):
     """The part of an answer or a chunk that is accounted."""
 
-    usage: msgspec.Raw | None = None
-    choices: msgspec.Raw | None = None
-    error: msgspec.Raw | None = None
+    usage: msgspec.Raw = NOTHING
+    choices: msgspec.Raw = NOTHING
+    error: msgspec.Raw = NOTHING
     model: str | None = None
 
 
 read_seen = msgspec.json.Decoder(Seen).decode
 
 
-def read_usage(raw: bytes | msgspec.Raw | None) -> tuple[Usage | None, dict[str, object] | None]:
+def given(raw: msgspec.Raw) -> bool:
+    """The field is there and is not null."""
+    return bytes(raw) not in (b"", b"null")
+
+
+def read_usage(raw: msgspec.Raw) -> tuple[Usage | None, dict[str, object] | None]:
     """(typed counts, the object as sent), or (None, None) where there is none or it makes no sense."""
-    if raw is None:
+    if not bytes(raw):
         return None, None
     try:
         kept = msgspec.json.decode(raw)
@@ -233,7 +241,7 @@ class Stream:
             seen = read_seen(payload)
         except msgspec.MsgspecError:
             return event
-        if seen.error is not None and bytes(seen.error) != b"null":
+        if given(seen.error):
             self.failed = True
         usage, raw = read_usage(seen.usage)
         if usage is not None:
@@ -242,7 +250,7 @@ class Stream:
             return event
         if usage is None:
             return NULL_USAGE.sub(b"", event, count=1)
-        if seen.choices is None or bytes(seen.choices).strip(b"[] \t\r\n") == b"":
+        if not bytes(seen.choices).strip(b"[] \t\r\n"):
             return b""
         return head + found + b" " + drop_field(payload.lstrip(), "usage") + tail
 

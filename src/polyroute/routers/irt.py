@@ -8,7 +8,7 @@ from typing import Any, Self
 import numpy as np
 
 from polyroute.errors import MissingExtraError, NotFittedError, OutcomesError
-from polyroute.routers.rows import embeddings
+from polyroute.routers.rows import PerPool, embeddings, nothing, observed
 from polyroute.types import Array, Candidate, Estimate, Estimates, Outcomes, Query
 
 
@@ -26,6 +26,7 @@ class IRT:
 
     def __init__(self, metric: str = "quality", *, l2: float = 3.0, shrink: float = 1.0, skill_l2: float = 1e-3):
         self.metric, self.l2, self.shrink, self.skill_l2 = metric, l2, shrink, skill_l2
+        self._abilities = PerPool(self.abilities)
 
     def fit(self, outcomes: Outcomes) -> Self:
         """Learn skills, difficulty and abilities. Raises OutcomesError without a label to name skills by."""
@@ -36,8 +37,8 @@ class IRT:
         self.skills_, target = np.unique(np.asarray(label, dtype=str), return_inverse=True)
         self.skill_weight_, self.skill_bias_ = softmax_regression(x, target, len(self.skills_), self.skill_l2)
         mixture = self.mixture(x)  # [n, s]
-        y = np.where(outcomes.observed, outcomes.values[self.metric], np.nan)  # [n, m]
-        solved = abilities_and_difficulty(mixture, x, y, self.l2, self.shrink)
+        y, known = observed(outcomes, self.metric)  # [n, m]
+        solved = abilities_and_difficulty(mixture, x, y, known, self.l2, self.shrink)
         self.ability_, self.ability_std_, self.difficulty_, self.difficulty_std_ = solved
         self.column_ = {candidate.id: j for j, candidate in enumerate(outcomes.pool)}
         seen = self.ability_.mean(axis=0)
@@ -82,22 +83,13 @@ class IRT:
         if not hasattr(self, "difficulty_"):
             raise NotFittedError(self)
         if not len(queries) or not len(pool):
-            empty = np.zeros((len(queries), len(pool)))
-            return {self.metric: Estimate(empty, empty.copy())}
+            return nothing(self.metric, len(queries), len(pool))
         x = embeddings(queries, width=len(self.difficulty_))
-        ability, std = self.cached_abilities(pool)
+        ability, std = self._abilities(pool)
         logit = self.mixture(x) @ ability.T - (x @ self.difficulty_)[:, None]  # [n, m]
         mean = 1 / (1 + np.exp(-logit))
         doubt = np.sqrt(std[None, :] ** 2 + self.difficulty_std_**2)
         return {self.metric: Estimate(mean, mean * (1 - mean) * doubt)}
-
-    def cached_abilities(self, pool: Sequence[Candidate]) -> tuple[Array, Array]:
-        """`abilities`, kept for the pool seen last: a gateway asks for the same pool every time."""
-        key = tuple(map(id, pool))
-        if getattr(self, "cache_", (None,))[0] != key:
-            self.cache_: tuple[Any, ...] = (key, tuple(pool), self.abilities(pool))  # the pool is held: ids stay true
-        found: tuple[Array, Array] = self.cache_[2]
-        return found
 
     def explain(self, query: Query) -> dict[str, Any]:
         """What the router sees in one query: difficulty in logits, share of each skill."""
@@ -107,6 +99,29 @@ class IRT:
             "difficulty": float(x[0] @ self.difficulty_),
             "skills": {str(name): round(float(share), 3) for name, share in zip(self.skills_, shares, strict=True)},
         }
+
+    def measure(self, queries: Sequence[Query], scores: Array) -> tuple[dict[str, float], float]:
+        """Abilities of a candidate from its scores on some queries, for its profile: ({skill: logit}, std).
+
+        scores: [n] in 0..1. Difficulty stays as fitted; the abilities start from the spread of the known candidates,
+        so that a few dozen answers are enough. Raises: OutcomesError without a score.
+        """
+        y = np.asarray(scores, dtype=float)
+        if not len(queries) or y.shape != (len(queries),) or not np.isfinite(y).all():
+            raise OutcomesError(f"scores: expected a finite score for each of 1 or more queries, got {y!r}.")
+        x = embeddings(queries, width=len(self.difficulty_))
+        mixture, offset = self.mixture(x), x @ self.difficulty_
+        s = len(self.prior_mean_)
+        level = np.full((s, s), 1 / s)
+        precision = level / self.prior_std_**2 + (np.eye(s) - level) / 0.5**2  # skills differ by about half a logit
+        ability = self.prior_mean_.copy()
+        for _ in range(20):
+            p = 1 / (1 + np.exp(-(mixture @ ability - offset)))
+            hessian = (mixture * np.maximum(p * (1 - p), 1e-4)[:, None]).T @ mixture + precision
+            step = np.linalg.solve(hessian, mixture.T @ (p - y) + precision @ (ability - self.prior_mean_))
+            ability = ability - step
+        std = float(np.sqrt(np.diag(np.linalg.inv(hessian)).mean()))
+        return {str(k): round(float(v), 3) for k, v in zip(self.skills_, ability, strict=True)}, round(std, 3)
 
     def state(self) -> tuple[dict[str, Any], dict[str, Array]]:
         params = {
@@ -158,22 +173,20 @@ def softmax_regression(x: Array, target: Array, num_classes: int, l2: float) -> 
 
 
 def abilities_and_difficulty(
-    mixture: Array, x: Array, y: Array, l2: float, shrink: float, steps: int = 12
+    mixture: Array, x: Array, y: Array, known: Array, l2: float, shrink: float, steps: int = 12
 ) -> tuple[Array, Array, Array, float]:
     """Newton's method for the convex problem logit = mixture . ability_m - x . w, with missing outcomes left out.
 
-    mixture: [n, s]; x: [n, d]; y: [n, m] in 0..1 or NaN. l2: penalty on w; shrink: penalty on an ability's distance
-    from its candidate's mean. Returns ability [m, s], its std [m] (logits), w [d], and the std that w leaves, logits.
+    mixture: [n, s]; x: [n, d]; y: [n, m] in 0..1; known: [n, m] bool. l2: penalty on w; shrink: penalty on an
+    ability's distance from its candidate's mean. Returns ability [m, s], its std [m] (logits), w [d], and the std that w leaves, logits.
     """
     s, d, m = mixture.shape[1], x.shape[1], y.shape[1]
-    known = np.isfinite(y)
-    target = np.where(known, y, 0.0)
     ability, w = np.zeros((m, s)), np.zeros(d)
     pull = shrink * (np.eye(s) - np.full((s, s), 1 / s)) + 1e-2 * np.eye(s)
     size = m * s + d
     for _ in range(steps):
         p = 1 / (1 + np.exp(-(mixture @ ability.T - (x @ w)[:, None])))  # [n, m]
-        residual = np.where(known, p - target, 0.0)
+        residual = np.where(known, p - y, 0.0)
         curve = np.where(known, np.maximum(p * (1 - p), 1e-4), 0.0)
         hessian, gradient = np.zeros((size, size)), np.zeros(size)
         for j in range(m):

@@ -1,0 +1,47 @@
+# The two commands that do all the set-up: `make serve` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+RUN := $(VENV)/bin/python
+CONFIG ?=
+MODELS ?= qwen2.5-coder-0.5b qwen2.5-coder-1.5b
+
+.PHONY: serve test test-slow lint docs bench-gateway demo-replay clean install
+
+$(VENV)/serve.done: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[all]'
+	touch $@
+
+$(VENV)/test.done: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	touch $@
+
+serve: $(VENV)/serve.done ## install, fetch the local models, run the gateway
+	-$(RUN) -m polyroute models pull $(MODELS)
+	$(RUN) -m polyroute serve $(CONFIG)
+
+install: $(VENV)/test.done
+
+test: $(VENV)/test.done lint ## the checks and all fast tests
+	$(RUN) -m pytest
+
+test-slow: $(VENV)/test.done ## minutes-long proofs and real models
+	$(RUN) -m pytest -m slow
+
+lint: $(VENV)/test.done
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+docs: $(VENV)/test.done
+	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[docs]'
+	$(VENV)/bin/mkdocs build --strict
+
+bench-gateway: $(VENV)/test.done
+	$(RUN) -m benches.bench_gateway
+
+demo-replay: $(VENV)/test.done
+	$(RUN) examples/demo_replay.py
+
+clean:
+	rm -rf $(VENV) build dist site src/*.egg-info

@@ -1,0 +1,132 @@
+"""The router `auto` uses before any outcome is known, and how it was made: `python -m polyroute.recipes.cold_start`.
+
+It learns from the train splits of two permissively licensed tables (LLMRouter, MIT; RouteLLM, Apache-2.0) and from
+what the embedded local models answered to self-generated probes and to GSM8K questions of the train split
+(`data/local_outcomes.json`). The part is `routers/irt.py`; nothing here decides anything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from polyroute import artefact
+from polyroute.data.outcomes import load_outcomes
+from polyroute.data.probes import probes
+from polyroute.errors import OutcomesError
+from polyroute.offline.calibration import brier, expected_calibration_error
+from polyroute.offline.split import part
+from polyroute.routers.irt import IRT
+from polyroute.signals import featuriser
+from polyroute.types import Array, Candidate, Outcomes, Query
+
+TABLES = ("llmrouter9", "routellm")
+SKILL = {
+    "gsm8k": "math", "mgsm": "math", "math": "math", "mbpp": "code", "human_eval": "code", "trivia_qa": "knowledge",
+    "natural_qa": "knowledge", "mmlu": "knowledge", "gpqa": "science", "arc_challenge": "commonsense",
+    "commonsense_qa": "commonsense", "openbook_qa": "commonsense", "logicgrid": "logic", "commongen": "writing",
+    "mt_bench": "writing",
+}  # fmt: skip
+PROBE_SEED = 7
+
+
+def local_outcomes() -> dict[str, Any]:
+    """What the local models answered: model -> {question id: score}; the questions are made again from their seed."""
+    text = files("polyroute.data").joinpath("local_outcomes.json").read_text(encoding="utf-8")
+    found: dict[str, Any] = json.loads(text)
+    return found
+
+
+def table(path: Path, split: str) -> Outcomes:
+    """One table's rows of a split, labelled with skills."""
+    outcomes = part(load_outcomes(path), split)
+    skill = np.array([SKILL[str(name)] for name in outcomes.labels["dataset"]])
+    return replace(outcomes, labels={"skill": skill})
+
+
+def probe_table(recorded: dict[str, Any], gsm8k: dict[str, Query]) -> Outcomes:
+    """The local models' outcomes: probes drawn again from their seed, and GSM8K questions by id."""
+    drawn = probes(recorded["per_level"], np.random.default_rng(PROBE_SEED))
+    asked = {p.id: (Query(p.id, p.prompt), p.skill) for p in drawn}
+    asked |= {q.id: (q, "math") for q in gsm8k.values()}
+    pool = [Candidate(name) for name in recorded["scores"]]
+    ids = [i for i in asked if any(i in scores for scores in recorded["scores"].values())]
+    quality = np.array([[recorded["scores"][c.id].get(i, np.nan) for c in pool] for i in ids])
+    skill = np.array([asked[i][1] for i in ids])
+    return Outcomes([asked[i][0] for i in ids], pool, {"quality": quality}, np.isfinite(quality), {"skill": skill})
+
+
+def stacked(tables: Sequence[Outcomes]) -> Outcomes:
+    """Tables of different pools as one masked table."""
+    pool = [candidate for t in tables for candidate in t.pool]
+    if len({c.id for c in pool}) != len(pool):
+        raise OutcomesError("expected tables with different candidates, got one candidate in two of them.")
+    queries = [query for t in tables for query in t.queries]
+    quality = np.full((len(queries), len(pool)), np.nan)
+    i = j = 0
+    for t in tables:
+        quality[i : i + len(t), j : j + len(t.pool)] = np.where(t.observed, t.values["quality"], np.nan)
+        i, j = i + len(t), j + len(t.pool)
+    skill = np.concatenate([t.labels["skill"] for t in tables])
+    return Outcomes(queries, pool, {"quality": quality}, np.isfinite(quality), {"skill": skill})
+
+
+def embedded(outcomes: Outcomes, features: str) -> Outcomes:
+    """The same table with embeddings of one featuriser."""
+    x = featuriser(features)([query.text for query in outcomes.queries])
+    return replace(outcomes, queries=[replace(q, embedding=x[i]) for i, q in enumerate(outcomes.queries)])
+
+
+def cold_start(data: Path, features: str = "static-1", l2: float | None = None) -> tuple[IRT, dict[str, Any]]:
+    """Fit the shipped router and say how well it predicts the valid splits, which it has not seen."""
+    recorded = local_outcomes()
+    routellm = load_outcomes(data / "outcomes" / "routellm.parquet")
+    train_ids = {q.id: q for q in part(routellm, "train").queries}
+    local = probe_table(recorded, {i: train_ids[i] for i in recorded["gsm8k"] if i in train_ids})
+    paths = [data / "outcomes" / f"{name}.parquet" for name in TABLES]
+    train = embedded(stacked([*(table(p, "train") for p in paths), local]), features)
+    valid = embedded(stacked([table(p, "valid") for p in paths]), features)
+    tried = {}
+    for penalty in (1.0, 3.0, 10.0, 30.0, 100.0) if l2 is None else (l2,):
+        router = IRT(l2=penalty).fit(train)
+        tried[penalty] = (brier(router.predict(valid.queries, valid.pool)["quality"].mean, truth(valid)), router)
+        print(f"l2 {penalty:>5}: Brier score on the valid splits {tried[penalty][0]:.4f}", file=sys.stderr)
+    best = min(tried, key=lambda penalty: tried[penalty][0])
+    router = tried[best][1]
+    predicted = router.predict(valid.queries, valid.pool)["quality"].mean
+    info = {
+        "recipe": "polyroute.recipes.cold_start", "tables": list(TABLES), "split": "train", "l2": best,
+        "rows": len(train), "valid_brier": round(float(tried[best][0]), 4),
+        "valid_ece": round(float(expected_calibration_error(predicted, truth(valid))), 4),
+    }  # fmt: skip
+    return router, info
+
+
+def truth(outcomes: Outcomes) -> Array:
+    return np.where(outcomes.observed, outcomes.values["quality"], np.nan)
+
+
+def main() -> int:
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    p.add_argument("--data", type=Path, default=Path("../shared/data"))
+    p.add_argument("--features", default="static-1")
+    p.add_argument("-o", "--output", type=Path, default=Path("src/polyroute/data/cold_start.npz"))
+    args = p.parse_args()
+    router, info = cold_start(args.data, args.features)
+    artefact.save(router, args.output, features=args.features, pool=[Candidate(c) for c in router.column_], info=info)
+    for name, row in zip(router.column_, router.ability_, strict=True):
+        print(f"{name:<40}", "  ".join(f"{s} {v:+.2f}" for s, v in zip(router.skills_, row, strict=True)))
+    print(json.dumps(info | {"bytes": args.output.stat().st_size}))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
