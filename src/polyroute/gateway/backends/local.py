@@ -114,7 +114,7 @@ class LocalBackend:
         """The same error, or that the worker died, where that is the reason."""
         if error.kind not in BROKEN or (how := await self.worker.died(running, NOTICE_S)) is None:
             return error
-        return UpstreamError("cut", f"{self.id}: the worker {how} while it served this request; it is restarted.")
+        return UpstreamError("cut", f"{self.id}: the worker {how} while it served this request.")
 
     async def _healthy(self, address: str) -> bool:
         try:

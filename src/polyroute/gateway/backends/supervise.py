@@ -81,8 +81,10 @@ class Supervisor:
 
         Raises: UpstreamError (refused) when it cannot be started, at once while it counts as down.
         """
-        if self._running is not None:
-            return self._running
+        while self._running is not None:
+            if self._running.process.returncode is None:
+                return self._running
+            await asyncio.sleep(0.001)  # it just died and its watcher is about to see that
         if self._closed:
             raise UpstreamError("refused", f"{self.name}: the worker is stopped.")
         if self._starting is None:
