@@ -1,0 +1,55 @@
+"""The public outcome tables proofs run on. They are not part of the package: POLYROUTE_DATA names their folder."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+
+from polyroute.data.outcomes import complete, load_outcomes, with_embeddings
+from polyroute.data.recorded import recorded_embeddings
+from polyroute.errors import OutcomesError
+from polyroute.offline.split import group_folds, groups_of
+from polyroute.types import Array, Outcomes
+
+
+def data_folder() -> Path:
+    """The folder of the tables. Raises: OutcomesError saying how to name it."""
+    folder = Path(os.environ.get("POLYROUTE_DATA", "../shared/data"))
+    if not (folder / "outcomes").is_dir():
+        raise OutcomesError(f"{folder}: expected a folder with outcomes/*.parquet, got none. Set POLYROUTE_DATA to it.")
+    return folder
+
+
+def full_table(name: str) -> Outcomes:
+    """All queries of a table that every model answered, with the recorded MiniLM embeddings."""
+    path = data_folder() / "outcomes" / f"{name}.parquet"
+    outcomes = load_outcomes(path)
+    outcomes = outcomes.take(complete(outcomes))
+    outcomes = with_embeddings(outcomes, recorded_embeddings([q.id for q in outcomes.queries], path))
+    return outcomes.take(np.array([q.embedding is not None for q in outcomes.queries]))
+
+
+def held_out(outcomes: Outcomes, seed: int, num_folds: int = 4) -> tuple[Outcomes, Outcomes]:
+    """(train, held out): a seeded quarter of the groups is held out; near-duplicates stay together."""
+    fold = group_folds(groups_of(outcomes), num_folds, seed)
+    return outcomes.take(fold != 0), outcomes.take(fold == 0)
+
+
+def shuffled(outcomes: Outcomes, rng: np.random.Generator) -> Outcomes:
+    """The same queries with each other's outcomes: whatever a router learned about texts is wrong now."""
+    order: Array = rng.permutation(len(outcomes))
+    return Outcomes(
+        outcomes.queries,
+        outcomes.pool,
+        {name: values[order] for name, values in outcomes.values.items()},
+        outcomes.observed[order],
+        outcomes.labels,
+    )
+
+
+def sizes_of(outcomes: Outcomes) -> dict[str, float]:
+    """Billions of parameters, as the models' names say."""
+    return {c.id: float(re.search(r"-(\d+)b", c.id).group(1)) for c in outcomes.pool}  # type: ignore[union-attr]

@@ -1,0 +1,140 @@
+"""System 63, efficient inference for reasoning models (a survey): (model, mode, token budget) is one candidate.
+
+Quality over the token budget saturates: q(B) = q_end - (q_end - q_0) exp(-B / kappa). The budget worth paying is where
+the curve's slope meets the price of a token. Outcomes were recorded with the embedded 0.5B model:
+`python -m polyroute.recipes.reasoning --url http://127.0.0.1:8080/v1 --model qwen2.5-coder-0.5b`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import urllib.request
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from polyroute.data.probes import Probe, probes
+from polyroute.errors import OutcomesError, ShapeError
+from polyroute.types import Array, Candidate, Profile, Rng
+
+MODES = {"answer": "", "steps": " Think step by step and write the calculation, then end with the number."}
+BUDGETS = (16, 48, 96, 192)  # completion tokens
+FAMILIES = ("arithmetic", "word-problem")
+FORCE = "Stop here. Reply with the final number only."
+
+
+@dataclass(frozen=True, slots=True)
+class ReasoningArm:
+    """One way to use a model. As a candidate it has a name, a price and a limit of its own."""
+
+    model: str
+    mode: str
+    budget: int  # completion tokens
+
+    def candidate(self, profile: Profile = Profile()) -> Candidate:
+        return Candidate(f"{self.model}/{self.mode}/{self.budget}", "model", profile)
+
+
+class BudgetCurve:
+    """Mean quality as a saturating function of the token budget, by least squares over a grid of kappa."""
+
+    def fit(self, budgets: Array, scores: Array) -> BudgetCurve:
+        """budgets: [b] tokens, ascending. scores: [b] mean quality at each. Raises: OutcomesError below 3 budgets."""
+        x, y = np.asarray(budgets, dtype=float), np.asarray(scores, dtype=float)
+        if x.shape != y.shape:
+            raise ShapeError("scores", got=y.shape, expected=x.shape)
+        if len(x) < 3 or not np.isfinite(y).all():
+            raise OutcomesError(f"budgets: expected 3 or more with a finite score each, got {len(x)}.")
+        best = (np.inf, 0.0, 0.0, 1.0)
+        for kappa in np.geomspace(x[0] / 4, 4 * x[-1], 200):
+            fade = np.exp(-x / kappa)
+            design = np.stack([1 - fade, fade], axis=1)  # q_end, q_0
+            (end, start), *_ = np.linalg.lstsq(design, y, rcond=None)
+            error = float(((design @ [end, start] - y) ** 2).sum())
+            if 0 <= end <= 1 and error < best[0] - 1e-15:
+                best = (error, float(end), float(start), float(kappa))
+        if not np.isfinite(best[0]):
+            best = (0.0, float(y[-1]), float(y[0]), float(x[0]))
+        _, self.end_, self.start_, self.kappa_ = best
+        self.limits_ = (float(x[0]), float(x[-1]))
+        return self
+
+    def quality(self, budget: Array) -> Array:
+        """Expected quality at each budget, within 0..1."""
+        fade = np.exp(-np.asarray(budget, dtype=float) / self.kappa_)
+        return np.clip(self.end_ - (self.end_ - self.start_) * fade, 0.0, 1.0)
+
+    def optimal(self, token_price: float) -> float:
+        """The budget where one more token yields just its price (quality per token), within the budgets seen."""
+        rise = (self.end_ - self.start_) / self.kappa_
+        low, high = self.limits_
+        if rise <= token_price:
+            return low
+        return float(np.clip(self.kappa_ * np.log(rise / token_price), low, high)) if token_price > 0 else high
+
+
+def items(per_level: int = 9, seed: int = 63) -> list[Probe]:
+    """Arithmetic and word problems, levels 2 to 5."""
+    rng: Rng = np.random.default_rng(seed)
+    return [p for p in probes(per_level, rng, FAMILIES) if p.level >= 2]
+
+
+def recorded_budgets() -> dict[str, Any]:
+    """model, seed, per_level, and item id -> mode -> list of [score, tokens] for each of BUDGETS."""
+    found: dict[str, Any] = json.loads(files("polyroute.data").joinpath("budget_outcomes.json").read_text("utf-8"))
+    return found
+
+
+def ask(url: str, model: str, messages: list[dict[str, str]], limit: int) -> dict[str, Any]:
+    """One greedy answer with its tokens, from any OpenAI-compatible server on this machine."""
+    body = {"model": model, "messages": messages, "temperature": 0, "max_tokens": limit, "logprobs": True}
+    request = urllib.request.Request(
+        f"{url}/chat/completions", json.dumps(body).encode(), {"content-type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=600) as reply:
+        answer: dict[str, Any] = json.load(reply)["choices"][0]
+    return answer
+
+
+def record_item(url: str, model: str, probe: Probe) -> dict[str, list[list[float]]]:
+    """Score and tokens of one item in each mode at each budget; a cut answer is forced to a number."""
+    rows: dict[str, list[list[float]]] = {}
+    for mode, suffix in MODES.items():
+        question = [{"role": "user", "content": probe.prompt + suffix}]
+        answer = ask(url, model, question, BUDGETS[-1])
+        tokens = [t["token"] for t in answer["logprobs"]["content"]]
+        rows[mode] = []
+        for budget in BUDGETS:
+            text, used = "".join(tokens[:budget]), min(budget, len(tokens))
+            if len(tokens) > budget or (budget == BUDGETS[-1] and answer["finish_reason"] == "length"):
+                forced = [*question, {"role": "assistant", "content": text}, {"role": "user", "content": FORCE}]
+                reply = ask(url, model, forced, 16)
+                text, used = reply["message"]["content"], used + len(reply["logprobs"]["content"])
+            rows[mode].append([probe.score(text), used])
+    return rows
+
+
+def main() -> int:
+    p = argparse.ArgumentParser(description="record outcomes over token budgets")
+    p.add_argument("--url", default="http://127.0.0.1:8080/v1")
+    p.add_argument("--model", default="qwen2.5-coder-0.5b")
+    p.add_argument("--per-level", type=int, default=9)
+    p.add_argument("-o", "--output", type=Path, default=Path("src/polyroute/data/budget_outcomes.json"))
+    args = p.parse_args()
+    asked = items(args.per_level)
+    rows: dict[str, Any] = {}
+    for i, probe in enumerate(asked):
+        rows[probe.id] = record_item(args.url, args.model, probe)
+        print(f"\r{i + 1}/{len(asked)} items", end="", file=sys.stderr, flush=True)
+    header = {"model": args.model, "seed": 63, "per_level": args.per_level, "budgets": list(BUDGETS)}
+    args.output.write_text(json.dumps(header | {"items": rows}), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
