@@ -10,6 +10,7 @@ import pytest
 from polyroute.cli import models
 from polyroute.data.catalogue import catalogue
 from polyroute.errors import ModelFileError, UnknownNameError
+from polyroute.gateway.backends.speed import Speed
 
 NAME = "qwen2.5-coder-0.5b"
 
@@ -125,3 +126,17 @@ def test_help_has_an_example(folder, capsys):
     with pytest.raises(SystemExit):
         run("--help")
     assert f"polyroute models pull {NAME}" in capsys.readouterr().out
+
+
+def test_speed_prints_the_price_that_follows(folder, capsys, monkeypatch):
+    async def measured(args, model, folder):
+        assert (args.threads, args.runs, model.id) == (2, 3, NAME)
+        return [Speed(90.0, 9.0, 400, 64), Speed(100.0, 10.0, 400, 64), Speed(800.0, 80.0, 400, 64)]
+
+    monkeypatch.setattr(models, "measured", measured)
+    assert run("speed", NAME, "--threads", "2", "--usd-per-core-hour", "0.036") == 0
+    shown = capsys.readouterr().out
+    # 2e-5 USD a second: a million tokens at 100 a second take 1e4 s, at 10 a second 1e5 s
+    assert "price_in = 0.2000 " in shown
+    assert "price_out = 2.0000\n" in shown
+    assert "tokens_per_s = 10.0\n" in shown

