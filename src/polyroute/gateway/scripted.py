@@ -77,6 +77,7 @@ class ScriptedUpstream:
         self.num_connections = 0  # ever made
         self.connected: set[asyncio.Transport] = set()
         self._changed = asyncio.Event()
+        self._playing: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
         loop = asyncio.get_running_loop()
@@ -91,6 +92,9 @@ class ScriptedUpstream:
             transport.abort()
         await self.until(lambda: not self.connected)
         await self._server.wait_closed()
+        for result in await asyncio.gather(*self._playing, return_exceptions=True):
+            if isinstance(result, Exception):  # a script that failed
+                raise result
 
     async def until(self, condition: Callable[[], bool], within_s: float = 5.0) -> None:
         """Wait for something to be true of `seen` or the connections. Raises: TimeoutError."""
@@ -102,9 +106,19 @@ class ScriptedUpstream:
     def changed(self) -> None:
         self._changed.set()
 
-    def script_for(self, seen: Seen) -> Script:
+    def begin(self, peer: _Peer, seen: Seen) -> asyncio.Task[None]:
+        """Answer a request in a task. Where the script fails, the error is raised when the upstream is closed."""
+        self.seen.append(seen)
+        self.changed()
         script = self.scripts[min(len(self.seen), len(self.scripts)) - 1]
-        return script(seen) if callable(script) else script
+        task = asyncio.get_running_loop().create_task(peer.play(seen, script))
+        self._playing.add(task)
+        task.add_done_callback(self._played)
+        return task
+
+    def _played(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled() or task.exception() is None:
+            self._playing.discard(task)
 
 
 class _Peer(asyncio.Protocol):
@@ -162,12 +176,10 @@ class _Peer(asyncio.Protocol):
             return
         seen.body, self.buffer = rest[:length], rest[length:]
         self.current = seen
-        self.upstream.seen.append(seen)
-        self.upstream.changed()
-        self.task = asyncio.get_running_loop().create_task(self.play(seen))
+        self.task = self.upstream.begin(self, seen)
 
-    async def play(self, seen: Seen) -> None:
-        for step in self.upstream.script_for(seen):
+    async def play(self, seen: Seen, script: Script | Callable[[Seen], Script]) -> None:
+        for step in script(seen) if callable(script) else script:
             if isinstance(step, End):
                 await self.break_off(seen, step)
                 return

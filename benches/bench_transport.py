@@ -1,0 +1,383 @@
+"""Upstream clients side by side, on the wire rules and on speed: python benches/bench_transport.py [--quick]
+
+Contenders, each in a fresh process pinned to one core, against an upstream in another process on the other core:
+  floor      write fixed bytes, wait for a known number of bytes: what the event loop and the sockets cost by themselves
+  client     polyroute.gateway.client
+  pyreqwest  the Rust client, as close to the wire rules as its settings allow (pip install pyreqwest)
+The upstream is nothing but a protocol that answers any request with fixed bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any
+
+import uvloop
+
+from polyroute.gateway.client import Client
+from polyroute.gateway.scripted import End, ScriptedUpstream, Seen, chunk, head, reply, stream
+from polyroute.gateway.transport import Headers, Timeouts
+
+CONTENDERS = ("floor", "client", "pyreqwest")
+BODY = b'{"model": "m", "messages": [{"role": "user", "content": "' + b"x" * 90 + b'"}]}'
+ANSWER = b'{"id": "chatcmpl-1", "choices": [{"message": {"content": "' + b"y" * 940 + b'"}}]}'
+SENT = [
+    (b"Host", b"upstream.test"), (b"X-First", b"1"), (b"content-type", b"application/json"),
+    (b"Accept-Encoding", b"identity"), (b"authorization", b"Bearer sk-0"), (b"x-LAST", b"Two  Spaces"),
+]  # fmt: skip
+TIMEOUTS = Timeouts()
+EVENTS = 200  # in one stream
+Send = Callable[[str, bytes], Awaitable[Any]]
+
+
+class FastUpstream(asyncio.Protocol):
+    """Fixed JSON at /json; at /events a stream of time-stamped events, one every 5 ms; at /burst all at once."""
+
+    ANSWERED = head(200, [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(ANSWER))]) + ANSWER
+    STREAM = head(200, [(b"content-type", b"text/event-stream"), (b"transfer-encoding", b"chunked")])
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport: Any = transport
+        self.buffer = b""
+
+    def data_received(self, data: bytes) -> None:
+        self.buffer += data
+        if not self.buffer.endswith(b"}"):
+            return
+        asked, self.buffer = self.buffer, b""
+        if asked.startswith(b"POST /json"):
+            self.transport.write(self.ANSWERED)
+        elif asked.startswith(b"POST /burst"):
+            self.transport.write(self.STREAM + event() * EVENTS + chunk(b""))
+        else:
+            self.transport.write(self.STREAM)
+            self.tick(EVENTS)
+
+    def tick(self, left: int) -> None:
+        self.transport.write(event() if left else chunk(b""))
+        if left:
+            asyncio.get_running_loop().call_later(0.005, self.tick, left - 1)
+
+
+def event() -> bytes:
+    return chunk(b"data: %020d %b\n\n" % (time.monotonic_ns(), b"z" * 140))
+
+
+async def serve() -> None:
+    server = await asyncio.get_running_loop().create_server(FastUpstream, "127.0.0.1", 0, backlog=256)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await asyncio.to_thread(sys.stdin.read)  # until the bench closes its end
+
+
+class Floor(asyncio.Protocol):
+    """No parsing, no pool, no limits: a lower bound that no real client can reach."""
+
+    def __init__(self) -> None:
+        self.free: list[Floor] = []
+        self.expected = len(FastUpstream.ANSWERED)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport: Any = transport
+
+    def data_received(self, data: bytes) -> None:
+        self.left -= len(data)
+        if self.left <= 0 and not self.waiter.done():
+            self.waiter.set_result(None)
+
+    async def call(self, url: str, body: bytes) -> bytes:
+        loop = asyncio.get_running_loop()
+        if not self.free:
+            host, port = url.split("/")[2].split(":")
+            _, made = await loop.create_connection(Floor, host, int(port))
+            self.free.append(made)
+        connection = self.free.pop()
+        connection.left, connection.waiter = self.expected, loop.create_future()
+        lines = b"".join(b"%b: %b\r\n" % header for header in SENT)
+        connection.transport.write(b"POST /json HTTP/1.1\r\n%bcontent-length: %d\r\n\r\n%b" % (lines, len(body), body))
+        await connection.waiter
+        self.free.append(connection)
+        return ANSWER
+
+
+class RustReply:
+    """A pyreqwest response as a transport.Reply, as far as the bench needs it."""
+
+    def __init__(self, context: Any, response: Any):
+        self.context, self.response, self.status = context, response, response.status
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        while (piece := await self.response.body_reader.read_chunk()) is not None:
+            yield bytes(piece)
+        await self.context.__aexit__(None, None, None)
+
+    async def read(self) -> bytes:
+        data = bytes(await self.response.bytes())
+        await self.context.__aexit__(None, None, None)
+        return data
+
+    async def close(self) -> None:
+        await self.context.__aexit__(None, None, None)
+
+
+class Rust:
+    """pyreqwest as a transport.Transport: nothing decoded, nothing followed."""
+
+    def __init__(self) -> None:
+        from pyreqwest.client import ClientBuilder
+
+        built = ClientBuilder().gzip(False).brotli(False).zstd(False).deflate(False).follow_redirects(False)
+        built = built.referer(False).no_proxy().connect_timeout(timedelta(seconds=TIMEOUTS.connect_s))
+        self.client = built.read_timeout(timedelta(seconds=TIMEOUTS.idle_s)).build()
+
+    async def send(self, method: str, url: str, headers: Headers, body: bytes, timeouts: Timeouts) -> RustReply:
+        given = [(name.decode(), value.decode()) for name, value in headers]
+        request = self.client.request(method, url).headers(given).body_bytes(body)
+        request = request.streamed_read_buffer_limit(0)  # by default it fills 64 KiB before it shows even the head
+        context = request.timeout(timedelta(seconds=timeouts.total_s)).build_streamed()
+        return RustReply(context, await context.__aenter__())
+
+    async def close(self) -> None:
+        await self.client.close()
+
+
+async def speed(call: Callable[[], Awaitable[Any]], total: int, together: int) -> dict[str, float]:
+    """CPU of this process, all threads, and wall time for each call, `together` of them under way at a time."""
+    times: list[int] = []
+
+    async def worker(share: int) -> None:
+        for _ in range(share):
+            start = time.perf_counter_ns()
+            await call()
+            times.append(time.perf_counter_ns() - start)
+
+    await asyncio.gather(*(worker(20) for _ in range(together)))  # warm: connections open, code specialised
+    times.clear()
+    used = time.process_time_ns()
+    await asyncio.gather(*(worker(total // together) for _ in range(together)))
+    return {"cpu_us": (time.process_time_ns() - used) / 1e3 / len(times), "p50_us": statistics.median(times) / 1e3}
+
+
+async def measure_speed(contender: str, url: str, quick: bool) -> dict[str, Any]:
+    total = 800 if quick else 4000
+    if contender == "floor":
+        floor = Floor()
+        return {f"json_c{n}": await speed(lambda: floor.call(url, BODY), total, n) for n in (1, 16)}
+    transport: Any = Client() if contender == "client" else Rust()
+
+    async def one() -> None:
+        answer = await transport.send("POST", url + "/json", SENT, BODY, TIMEOUTS)
+        assert await answer.read() == ANSWER
+
+    late: list[int] = []
+
+    async def streamed(path: str) -> None:
+        answer = await transport.send("POST", url + path, SENT, BODY, TIMEOUTS)
+        async for piece in answer.chunks():
+            if piece.startswith(b"data: "):  # not so where a client cuts chunks up
+                late.append(time.monotonic_ns() - int(piece[6:26]))
+
+    rows: dict[str, Any] = {f"json_c{n}": await speed(one, total, n) for n in (1, 16)}
+    burst = await speed(lambda: streamed("/burst"), 20 if quick else 100, 1)
+    rows["burst_event"] = {"cpu_us": burst["cpu_us"] / EVENTS}
+    late.clear()
+    used = time.process_time_ns()
+    await asyncio.gather(*(streamed("/events") for _ in range(16)))
+    cpu_us = (time.process_time_ns() - used) / 1e3 / (16 * EVENTS)
+    p50, p99 = (statistics.quantiles(late, n=100)[k] / 1e3 for k in (49, 98))
+    rows["paced_event"] = {"cpu_us": cpu_us, "late_p50_us": p50, "late_p99_us": p99, "pieces": len(late)}
+    await transport.close()
+    return rows
+
+
+async def measure_rules(contender: str) -> dict[str, Any]:
+    """What each client does to the bytes, to a cancelled call and to a stream nobody reads."""
+    transport: Any = Client() if contender == "client" else Rust()
+
+    async def send(upstream: ScriptedUpstream) -> Any:
+        return await transport.send("POST", upstream.url + "/v1", SENT, BODY, TIMEOUTS)
+
+    found: dict[str, Any] = {}
+    async with ScriptedUpstream(reply(ANSWER)) as upstream:
+        await (await send(upstream)).read()
+        names = [name for name, _ in upstream.seen[0].headers]
+        wanted = [name for name, _ in SENT]
+        found["headers_changed"] = [w.decode() for w in wanted if w not in names]
+        found["headers_added"] = [n.decode() for n in names if n.lower() not in {w.lower() for w in wanted}]
+        lower = [n.lower() for n in names if n.lower() in {w.lower() for w in wanted}]
+        found["order_kept"] = lower == [w.lower() for w in wanted]
+    together = stream([])[0] + chunk(b"one") + chunk(b"two") + chunk(b"three") + chunk(b"")  # type: ignore[operator]
+    async with ScriptedUpstream([together]) as upstream:
+        found["chunks_in_one_write"] = [p.decode() async for p in (await send(upstream)).chunks()]
+    found["cancel_ms"] = {phase: await cancelled_ms(send, phase) for phase in ("head", "body", "close")}
+    found["unread_stream"] = await unread(send)
+    await transport.close()
+    return found
+
+
+async def cancelled_ms(send: Any, phase: str) -> dict[str, float]:
+    """From giving up to the upstream's seeing it, median and worst of 20: in `send`, in a read, or by `close`."""
+    times = []
+    script = [End.STALL] if phase == "head" else [stream([])[0], chunk(b"x"), End.STALL]
+    async with ScriptedUpstream(script) as upstream:
+        for count in range(1, 21):
+            if phase == "close":
+                answer = await send(upstream)
+                given_up = time.monotonic()
+                await answer.close()
+            else:
+                task = asyncio.create_task(read_all(send, upstream))
+                await upstream.until(lambda count=count: len(upstream.seen) == count)
+                await asyncio.sleep(0.02)
+                given_up = time.monotonic()
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
+            seen = upstream.seen[-1]
+            with suppress(TimeoutError):
+                await asyncio.wait_for(seen.over.wait(), 2.0)
+            times.append(((seen.left_at or float("nan")) - given_up) * 1e3)
+    return {"p50": statistics.median(times), "worst": max(times)}
+
+
+async def read_all(send: Any, upstream: ScriptedUpstream) -> None:
+    """Read like a gateway does: whatever happens, the reply is closed."""
+    answer = await send(upstream)
+    try:
+        async for _ in answer.chunks():
+            pass
+    finally:
+        await answer.close()
+
+
+async def unread(send: Any) -> dict[str, float]:
+    """A 50 MB stream of which nothing is read for a second: megabytes the upstream got rid of, growth of our memory."""
+    block = chunk(b"b" * 65_536)
+
+    def fifty(seen: Seen) -> Any:
+        yield stream([])[0]
+        for _ in range(800):
+            yield block
+        yield chunk(b"")
+
+    async with ScriptedUpstream(fifty) as upstream:
+        before = rss_mb()
+        answer = await send(upstream)
+        await asyncio.sleep(1.0)
+        taken, grown = upstream.seen[0].sent / 1e6, rss_mb() - before
+        num_bytes = 0
+        async for piece in answer.chunks():
+            num_bytes += len(piece)
+        assert num_bytes == 800 * 65_536
+    return {"sent_mb": taken, "rss_mb": grown, "rss_after_mb": rss_mb() - before}
+
+
+def rss_mb() -> float:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize() / 1e6
+
+
+def steal() -> tuple[int, int]:
+    with open("/proc/stat") as file:
+        ticks = [int(x) for x in file.readline().split()[1:9]]
+    return ticks[7], sum(ticks)
+
+
+def child(arguments: list[str], core: int, **extra: Any) -> subprocess.Popen[str]:
+    def pin() -> None:
+        with suppress(OSError, AttributeError):
+            os.sched_setaffinity(0, {core})
+
+    return subprocess.Popen([sys.executable, __file__, *arguments], text=True, stdout=-1, preexec_fn=pin, **extra)
+
+
+def run_contender(contender: str, url: str, quick: bool) -> dict[str, Any]:
+    process = child(["--contender", contender, "--url", url, *(["--quick"] if quick else [])], 0)
+    out, _ = process.communicate(timeout=300)
+    if process.returncode:
+        raise SystemExit(f"{contender} failed")
+    found: dict[str, Any] = json.loads(out)
+    return found
+
+
+def median_of(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    rows = runs[0]["speed"]
+    return {row: {k: statistics.median(r["speed"][row][k] for r in runs) for k in rows[row]} for row in rows}
+
+
+def show(found: dict[str, Any]) -> None:
+    speeds = {name: row["speed"] for name, row in found.items()}
+    print(f"{'':>28} " + " ".join(f"{name:>10}" for name in speeds) + "   pyreqwest / client")
+    for row in ("json_c1", "json_c16", "burst_event", "paced_event"):
+        for key in ("cpu_us", "p50_us", "late_p50_us", "late_p99_us"):
+            values = {name: s[row][key] for name, s in speeds.items() if key in s.get(row, {})}
+            if values:
+                cells = " ".join(f"{values[n]:>10.1f}" if n in values else f"{'-':>10}" for n in speeds)
+                both = "pyreqwest" in values and "client" in values
+                ratio = f"{values['pyreqwest'] / values['client']:.2f}" if both else ""
+                print(f"{row + ' ' + key:>28} {cells}   {ratio}")
+    for name, row in found.items():
+        for rule, value in row.get("rules", {}).items():
+            print(f"{name:>12} {rule:<20} {json.dumps(value)}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one short run of each instead of three")
+    parser.add_argument("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--url", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.serve:
+        uvloop.run(serve())
+        return 0
+    if given.contender:
+        found: dict[str, Any] = {"speed": uvloop.run(measure_speed(given.contender, given.url, given.quick))}
+        if given.contender != "floor":
+            found["rules"] = uvloop.run(measure_rules(given.contender))
+        print(json.dumps(found))
+        return 0
+    names = [n for n in CONTENDERS if n != "pyreqwest" or installed("pyreqwest")]
+    server = child(["--serve"], (os.cpu_count() or 2) - 1, stdin=-1)
+    assert server.stdout is not None
+    url = f"http://127.0.0.1:{server.stdout.readline().strip()}"
+    before = steal()
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    for _ in range(1 if given.quick else 3):
+        for name in names:
+            runs[name].append(run_contender(name, url, given.quick))
+    server.communicate("")
+    lost, ticks = (b - a for a, b in zip(before, steal(), strict=True))
+    rows = {name: runs[name][-1] | {"speed": median_of(runs[name])} for name in names}
+    show(rows)
+    versions = {n: importlib.metadata.version(n) for n in ("httptools", "uvloop", "pyreqwest") if installed(n)}
+    print(json.dumps({
+        "bench": "transport", "python": platform.python_version(), "machine": platform.machine(),
+        "cores": os.cpu_count(), "versions": versions, "steal": round(lost / max(ticks, 1), 4), "rows": rows,
+    }))  # fmt: skip
+    return 0
+
+
+def installed(name: str) -> bool:
+    try:
+        importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        print(f"{name} is not installed, its rows are left out: pip install {name}")
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    sys.exit(main())
