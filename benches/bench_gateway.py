@@ -193,6 +193,7 @@ def measure(args: argparse.Namespace, proxy_core: int, load_core: int) -> Found:
 def report(found: Found) -> None:
     """The tables for people."""
     summary = table.summarise(found.rows)
+    print(table.trust(found.rows) + "\n")
     print(table.json_table(summary, found.missing) + "\n")
     if table.levels(summary, "paced"):
         print(table.stream_table(summary) + "\n")

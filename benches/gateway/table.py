@@ -49,6 +49,16 @@ def summarise(rows: Sequence[Row]) -> Summary:
     return summary
 
 
+def trust(rows: Sequence[Row]) -> str:
+    """One line: how undisturbed the run was."""
+    flagged = sum(bool(flag(row)) for row in rows)
+    steal = [row["steal"] for row in rows] or [0.0]
+    return (
+        f"{len(rows)} rows, {flagged} flagged; stolen time {statistics.mean(steal):.1%} on average, {max(steal):.1%} at most"
+        + (". Run again on a quieter machine before quoting anything." if flagged > len(rows) / 4 else "")
+    )
+
+
 def number(value: float | None, scale: float = 1.0) -> str:
     """Three significant digits, thousands separated; a dash for what was not measured."""
     if value is None:

@@ -47,6 +47,13 @@ def test_an_answer_the_upstream_never_saw_is_flagged():
     assert table.flag(row("x", upstream_requests=103, issued=100)) == ""  # a retry is honest
 
 
+def test_a_disturbed_run_says_so():
+    assert table.trust([row("x", steal=0.02), row("x", steal=0.04)]) == (
+        "2 rows, 0 flagged; stolen time 3.0% on average, 4.0% at most"
+    )
+    assert "quieter machine" in table.trust([row("x", steal=0.2)])
+
+
 @pytest.mark.parametrize(
     ("given", "shown"), [(None, "-"), (0.1234, "0.12"), (12.34, "12.3"), (123.4, "123"), (12345.6, "12,346")]
 )
