@@ -109,6 +109,7 @@ class Gateway:
         """Start the background work, stop it, drain the journal, close the backends."""
         await receive()
         loop = asyncio.get_running_loop()
+        await self.look_around()
         self.tasks = [loop.create_task(self.learn()), loop.create_task(self.telemetry.watch_loop(self.gauges))]
         await send({"type": "lifespan.startup.complete"})
         await receive()
@@ -158,12 +159,18 @@ class Gateway:
             self.latencies.append((candidate_id, latency_s, usage.completion_tokens if usage else None))
 
     async def learn(self) -> None:
-        """Every second, hand the latencies seen since to the router."""
+        """Every second, hand the latencies seen since to the router, and see which backends can answer."""
         while True:
+            await self.look_around()
             await asyncio.sleep(LEARN_EVERY_S)
             if self.latencies:
                 taken, self.latencies = self.latencies, []
                 self.take_in(taken)
+
+    async def look_around(self) -> None:
+        """Note the backends that are down, so that no decision goes there."""
+        states = {name: await backend.status() for name, backend in self.backends.items()}
+        self.brain.missing = frozenset(name for name, status in states.items() if status.state == "down")
 
     def take_in(self, seen: Sequence[tuple[str, float, int | None]]) -> None:
         """Latencies (candidate, seconds, completion tokens) as an outcome log, one True per row."""

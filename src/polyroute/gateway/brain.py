@@ -88,6 +88,7 @@ class Brain:
     store: str = "features"  # what the journal keeps of a request: features, prompts or nothing
     rng: Rng = field(default_factory=np.random.default_rng)
     down: dict[str, float] = field(default_factory=dict)  # candidate id -> monotonic time it may be tried again
+    missing: frozenset[str] = frozenset()  # candidates whose backend cannot answer at all
     clock: Callable[[], float] = time.time
 
     def __post_init__(self) -> None:
@@ -116,7 +117,7 @@ class Brain:
         decision_id = new_id("dec")
         query = replace(signals.query, id=decision_id)
         constraints: list[Constraint] = [offers_needs, fits_context, *policy.constraints]
-        if self.down and (out := self.out_of_service()):
+        if (self.down or self.missing) and (out := self.out_of_service()):
             constraints.append(healthy(out))
         weighing = weigh([query], policy.pool, self.router, policy.policy, objective, constraints, self.rng)
         decision = weighing.decisions[0]
@@ -152,11 +153,11 @@ class Brain:
         return order
 
     def out_of_service(self) -> frozenset[str]:
-        """Candidates that failed lately; each is tried again once its time is up."""
+        """Candidates that are down, and those that failed lately; each of these is tried again once its time is up."""
         now = time.monotonic()
         for candidate_id in [c for c, until in self.down.items() if until <= now]:
             del self.down[candidate_id]
-        return frozenset(self.down)
+        return self.missing.union(self.down)
 
 
 def weighed(weighing: Weighing, pool: Sequence[Candidate]) -> list[Weighed]:

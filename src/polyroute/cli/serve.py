@@ -1,0 +1,34 @@
+"""polyroute serve: run the gateway."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from polyroute.errors import MissingExtraError
+
+
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    p = commands.add_parser(
+        "serve",
+        help="run the gateway: an OpenAI-compatible server that routes",
+        epilog="example: polyroute serve polyroute.toml --port 9000",
+    )
+    p.add_argument("config", nargs="?", type=Path, help="configuration file (default: the embedded defaults)")
+    p.add_argument("--host", help="address to listen on, overrides the file")
+    p.add_argument("--port", type=int, help="port to listen on, overrides the file; 0 takes a free one")
+    p.add_argument("--log-level", default="warning", choices=("debug", "info", "warning", "error"))
+    p.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    try:
+        from polyroute.gateway.build import build
+        from polyroute.gateway.config import load_config
+        from polyroute.gateway.server import serve
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(error.name or "uvicorn", "gateway") from None
+    config = load_config(args.config)
+    host = args.host or config.server.host
+    port = config.server.port if args.port is None else args.port
+    return 0 if serve(build(config), host, port, args.log_level) else 1

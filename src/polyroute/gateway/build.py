@@ -1,0 +1,197 @@
+"""From a configuration to a gateway that is ready to serve."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.resources import as_file, files
+from pathlib import Path
+
+import numpy as np
+
+from polyroute import artefact
+from polyroute.constraints import only
+from polyroute.data.catalogue import LocalModel, catalogue
+from polyroute.errors import ConfigError, UnknownNameError
+from polyroute.gateway.app import Gateway
+from polyroute.gateway.backends.http import HttpBackend
+from polyroute.gateway.backends.local import LocalBackend, LocalSettings
+from polyroute.gateway.backends.replay import ReplayBackend
+from polyroute.gateway.backends.status import Backend
+from polyroute.gateway.brain import Brain, ServedPolicy, objective_for
+from polyroute.gateway.client import Client, ClientConfig
+from polyroute.gateway.config import Config, ModelConfig, PolicyConfig
+from polyroute.gateway.dial import proxies_from
+from polyroute.gateway.journal import Journal
+from polyroute.gateway.telemetry import Telemetry
+from polyroute.gateway.transport import Transport
+from polyroute.policies.budget import Budget, BudgetConfig
+from polyroute.policies.deadline import Deadline
+from polyroute.policies.explore import UCB, Epsilon, Thompson
+from polyroute.policies.greedy import Greedy
+from polyroute.protocols import Constraint, Policy, Router
+from polyroute.pull import model_path, models_folder
+from polyroute.routers.length import Length
+from polyroute.routers.load import Load
+from polyroute.routers.mix import Together
+from polyroute.routers.price import Price
+from polyroute.signals import featuriser
+from polyroute.types import Candidate, Objective, Profile, Query
+
+COLD_START = "cold_start.npz"
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """What predicts quality, and what has to be known to feed it."""
+
+    router: Router
+    name: str
+    fingerprint: str
+    features: str
+
+
+def build(config: Config) -> Gateway:
+    """Everything the gateway needs, nothing started: local models start with their first request.
+
+    Raises: ConfigError, ArtefactError, MissingExtraError, UnknownNameError, each naming what to do.
+    """
+    pool = config.candidates(profile_of)
+    fitted = load_router(config.router.artefact)
+    embed = featuriser(fitted.features)
+    router = serving_router(fitted, pool, embed.dim)
+    brain = Brain(
+        pool=pool,
+        policies={name: served(name, policy, pool) for name, policy in config.policies.items()},
+        router=router,
+        featuriser=embed,
+        router_name=fitted.name,
+        artefact=fitted.fingerprint,
+        store=config.journal.store,
+    )
+    embed(["a first text, so that the first request does not pay for loading"])
+    transport = Client(ClientConfig(proxies=proxies_from(os.environ)))
+    telemetry = Telemetry(models=[c.id for c in pool], policies=[*config.policies, "named"])
+    return Gateway(
+        brain=brain,
+        backends={model.id: backend_of(model, config, transport) for model in config.models},
+        upstream_names={model.id: model.served_name for model in config.models},
+        journal=Journal(
+            config.journal.path, capacity=config.journal.capacity, flush_s=config.journal.flush_s,
+            store=config.journal.store,
+        ),
+        telemetry=telemetry,
+        transport=transport,
+        timeouts=config.timeouts,
+        client_keys=[key.value for key in config.server.client_keys],
+        max_body=int(config.server.max_body_mb * 2**20),
+        answer_requested=config.server.answer_model == "requested",
+        warnings=config.warnings,
+    )  # fmt: skip
+
+
+def profile_of(name: str) -> Profile | None:
+    """What the catalogue knows of a model, local or hosted; None where it knows nothing."""
+    known = catalogue()
+    entry = known.local.get(name) or known.hosted.get(name)
+    return None if entry is None else entry.candidate().profile
+
+
+def load_router(where: str) -> Fitted:
+    """The fitted router of the configuration: the shipped cold start, or a file that `polyroute fit` wrote."""
+    if where == "default":
+        with as_file(files("polyroute.data").joinpath(COLD_START)) as path:
+            found = artefact.load(path)
+        return Fitted(found.router, "cold-start", found.fingerprint, found.features)
+    found = artefact.load(Path(where))
+    if found.features.startswith("recorded-"):
+        raise ConfigError(
+            "router.artefact", got=f"a router fitted on {found.features}",
+            expected="one whose features can be made from live text",
+            hint="Fit again with --features static-1 or --features minilm-1.",
+        )  # fmt: skip
+    return Fitted(found.router, found.kind, found.fingerprint, found.features)
+
+
+def serving_router(fitted: Fitted, pool: Sequence[Candidate], dim: int) -> Together:
+    """Quality as fitted; cost from prices and expected length; latency learned while serving.
+
+    A candidate the fitted router never saw gets its quality from the cold start, which reads profiles.
+    Raises: ConfigError where the router knows neither the candidates nor has anything to fall back on.
+    """
+    quality = fitted.router
+    probe = [Query("probe", "probe", np.zeros(dim, dtype=np.float32), num_tokens=1)]
+    estimates = quality.predict(probe, pool[:0])
+    if "quality" not in estimates:
+        raise ConfigError("router.artefact", got=sorted(estimates), expected="a router that predicts quality")
+    quality.predict(probe, pool)  # UnknownCandidateError now rather than at the first request
+    own_cost = [] if "cost" in estimates else [Price(Length())]
+    return Together([quality, *own_cost, Load()])
+
+
+def served(name: str, policy: PolicyConfig, pool: Sequence[Candidate]) -> ServedPolicy:
+    """A virtual model from its configuration."""
+    kept = [c for c in pool if policy.models is None or c.id in policy.models]
+    trade_off = None if policy.weights is not None else policy.trade_off if policy.trade_off is not None else 0.3
+    objective = objective_for(trade_off, kept) if trade_off is not None else Objective(dict(policy.weights or {}))
+    chooser: Policy = {
+        "none": Greedy(), "epsilon": Epsilon(policy.epsilon), "ucb": UCB(), "thompson": Thompson(),
+    }[policy.explore]  # fmt: skip
+    if policy.deadline_s is not None:
+        chooser = Deadline(policy.deadline_s, inner=chooser)
+    constraints: list[Constraint] = []
+    if policy.needs:
+        able = [c.id for c in kept if policy.needs <= c.profile.offers]
+        constraints.append(only(able))
+    settle = None
+    if policy.budget_usd_per_request is not None:
+        cheapest = min(kept, key=lambda c: (c.profile.price_out, c.profile.price_in)).id
+        budget = Budget(BudgetConfig(limit=policy.budget_usd_per_request, fallback=cheapest), chooser)
+        chooser, settle = budget, budget.spent
+    return ServedPolicy(
+        name=name, policy=chooser, objective=objective, pool=kept, constraints=constraints, trade_off=trade_off,
+        settle=settle,
+    )  # fmt: skip
+
+
+def backend_of(model: ModelConfig, config: Config, transport: Transport) -> Backend:
+    """What answers for one model."""
+    if model.backend == "openai":
+        assert model.url is not None  # config has checked it
+        key = None if model.api_key is None else model.api_key.value
+        return HttpBackend(model.id, model.url, transport, api_key=key)
+    if model.backend == "replay":
+        assert model.table is not None
+        return ReplayBackend(model.id, model.table, model=model.served_name)
+    known = local_model(model)
+    settings = LocalSettings(
+        threads=config.local.threads, context=model.context or config.local.context, slots=config.local.slots,
+        chat_template=known.chat_template if known else None,
+    )  # fmt: skip
+    return LocalBackend(
+        model.id, file_of(model, known, config), transport, settings, pull_name=known.id if known else None,
+        log_folder=config.journal.path.parent / "logs",
+    )  # fmt: skip
+
+
+def local_model(model: ModelConfig) -> LocalModel | None:
+    """The catalogue's entry of a local model, unless a file of its own is named."""
+    try:
+        return catalogue().local_model(model.file or model.id)
+    except UnknownNameError:
+        return None
+
+
+def file_of(model: ModelConfig, known: LocalModel | None, config: Config) -> Path:
+    """Where the model's file is or would be."""
+    return Path(model.file or model.id) if known is None else model_path(known, config.local.cache or models_folder(os.environ))
+
+
+def with_abilities(pool: Sequence[Candidate], measured: Mapping[str, Profile]) -> list[Candidate]:
+    """The pool with abilities that were measured and are not given in the configuration."""
+    return [
+        c if c.profile.ability or c.id not in measured
+        else replace(c, profile=replace(c.profile, ability=measured[c.id].ability, ability_std=measured[c.id].ability_std))
+        for c in pool
+    ]  # fmt: skip

@@ -1,0 +1,54 @@
+"""Serving the gateway with uvicorn: uvloop, httptools, and a few lines that say where it listens."""
+
+from __future__ import annotations
+
+import sys
+from typing import TextIO
+
+import uvicorn
+
+from polyroute.gateway.app import Gateway
+
+GRACE_S = 20  # seconds in-flight requests may take after SIGTERM
+
+
+class Server(uvicorn.Server):
+    """Says where it listens once it does, with a line that can be copied and run."""
+
+    def __init__(self, config: uvicorn.Config, gateway: Gateway, say: TextIO):
+        super().__init__(config)
+        self.gateway, self.say = gateway, say
+
+    async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
+        await super().startup(sockets=sockets)  # type: ignore[arg-type]
+        if not self.started:
+            return
+        host, port = self.servers[0].sockets[0].getsockname()[:2]
+        print(greeting(self.gateway, f"http://{host}:{port}", await self.states()), file=self.say, flush=True)
+
+    async def states(self) -> dict[str, str]:
+        """What each backend says of itself, in one line."""
+        found = {name: await backend.status() for name, backend in self.gateway.backends.items()}
+        return {name: status.state + (f" ({status.detail})" if status.detail else "") for name, status in found.items()}
+
+
+def greeting(gateway: Gateway, url: str, states: dict[str, str]) -> str:
+    """What the operator reads at the start."""
+    names = ", ".join(gateway.brain.policies)
+    body = '\'{"model":"auto","messages":[{"role":"user","content":"What is 2+2?"}]}\''
+    lines = [f"polyroute listens on {url} (page: {url}/, models: {names})"]
+    lines += [f"  {name:<28} {state}" for name, state in states.items()]
+    lines += [f"  warning: {warning}" for warning in gateway.warnings]
+    lines.append(f"try: curl -s {url}/v1/chat/completions -H 'content-type: application/json' -d {body}")
+    return "\n".join(lines)
+
+
+def serve(gateway: Gateway, host: str, port: int, log_level: str = "warning", say: TextIO = sys.stdout) -> bool:
+    """Serve until SIGINT or SIGTERM; True when it had started."""
+    config = uvicorn.Config(
+        gateway, host=host, port=port, log_level=log_level, access_log=False, server_header=False, ws="none",
+        lifespan="on", timeout_graceful_shutdown=GRACE_S, timeout_keep_alive=75, backlog=4096,
+    )  # fmt: skip
+    server = Server(config, gateway, say)
+    server.run()
+    return bool(server.started)
