@@ -5,6 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+import numpy as np
+
+from benches.gateway.measure import TEMPLATES, TOPICS
 from benches.gateway.table import percentile
 
 NUM_CANDIDATES = 12
@@ -22,5 +25,29 @@ def time_calls(call: Callable[[int], object], *, warmup: int = 200, runs: int = 
 
 
 def measure_decide() -> dict[str, object]:
-    """p50_us and p99_us of one decision, or not_available with the reason."""
-    return {"not_available": "no shipped router yet"}
+    """p50_us and p99_us of one decision of the serving router, or not_available with the reason."""
+    try:
+        from polyroute.constraints import fits_context, offers_needs
+        from polyroute.decide import decide
+        from polyroute.gateway.brain import objective_for
+        from polyroute.gateway.build import load_router, serving_router
+        from polyroute.policies.greedy import Greedy
+        from polyroute.signals import featuriser
+        from polyroute.types import Candidate, Profile, Query
+
+        fitted = load_router("default")
+        embed = featuriser(fitted.features)
+    except (ImportError, OSError, ValueError) as error:
+        return {"not_available": f"{type(error).__name__}: {error}"}
+    pool = [
+        Candidate(f"model-{j}", profile=Profile(price_in=0.1 * 1.5**j, price_out=0.4 * 1.5**j, context=128_000))
+        for j in range(NUM_CANDIDATES)
+    ]
+    router = serving_router(fitted, pool, embed.dim)
+    texts = [t.format(topic, i) for i, t in enumerate(TEMPLATES) for topic in TOPICS]
+    rows = zip(texts, embed(texts), strict=True)
+    queries = [Query(str(i), text, row, num_tokens=20) for i, (text, row) in enumerate(rows)]
+    goal, policy, rng = objective_for(0.3, pool), Greedy(), np.random.default_rng(0)
+    constraints = [offers_needs, fits_context]
+    found = time_calls(lambda i: decide([queries[i % len(queries)]], pool, router, policy, goal, constraints, rng))
+    return found | {"candidates": NUM_CANDIDATES, "router": fitted.name}

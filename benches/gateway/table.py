@@ -53,10 +53,9 @@ def trust(rows: Sequence[Row]) -> str:
     """One line: how undisturbed the run was."""
     flagged = sum(bool(flag(row)) for row in rows)
     steal = [row["steal"] for row in rows] or [0.0]
-    return (
-        f"{len(rows)} rows, {flagged} flagged; stolen time {statistics.mean(steal):.1%} on average, {max(steal):.1%} at most"
-        + (". Run again on a quieter machine before quoting anything." if flagged > len(rows) / 4 else "")
-    )
+    advice = ". Run again on a quieter machine before quoting anything." if flagged > len(rows) / 4 else ""
+    stolen = f"stolen time {statistics.mean(steal):.1%} on average, {max(steal):.1%} at most"
+    return f"{len(rows)} rows, {flagged} flagged; {stolen}{advice}"
 
 
 def number(value: float | None, scale: float = 1.0) -> str:
