@@ -25,10 +25,10 @@ class Cluster:
 
     def __init__(
         self,
-        num_clusters: int = 32,
-        kappa: float = 20.0,
-        metric: str = "quality",
+        num_clusters: int = 16,
         seed: int = 0,
+        kappa: float = 10.0,
+        metric: str = "quality",
         prior: Router | None = None,
     ):
         if num_clusters < 1:

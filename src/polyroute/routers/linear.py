@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from polyroute.errors import ConfigError, NotFittedError, OutcomesError
+from polyroute.errors import ConfigError, NotFittedError, OutcomesError, ShapeError
 from polyroute.protocols import Router
 from polyroute.routers.heads import (
     Features,
@@ -244,6 +244,8 @@ class Linear:
         shapes = {"offset": (p,), "tokens": (2,), "weight": (p, m), "score": (p, m), "sums": (3, m), "group": (m,)}
         for name, shape in (shapes | {"posterior": (None, p, p)}).items():
             check_shape(name, held[name], shape)
+        if m and not (held["group"].min() >= 0 and held["group"].max() < len(held["posterior"])):
+            raise ShapeError("posterior", got=held["posterior"].shape, expected=(int(held["group"].max()) + 1, p, p))
         router.features_ = Features(*(held[name] for name in Features._fields))
         router.weight_, router.score_, router.sums_ = held["weight"], held["score"], held["sums"]
         router.group_, router.posterior_ = held["group"], held["posterior"]
