@@ -71,7 +71,7 @@ def refuse(estimates: Estimates, objective: Objective, allowed: Array) -> None:
 def best_only(scores: Array) -> Array:
     """[n, m] float: 1 at the first largest of each row of scores [n, m], 0 elsewhere."""
     chosen = np.zeros(scores.shape)
-    np.put_along_axis(chosen, scores.argmax(axis=1)[:, None], 1.0, axis=1)
+    chosen[np.arange(len(scores)), scores.argmax(axis=1)] = 1.0
     return chosen
 
 
