@@ -97,6 +97,15 @@ def test_the_embedded_pool_has_a_price_gap():
     assert dear.price_out == pytest.approx(2 * cheap.price_out)
 
 
+def test_a_profile_is_found_by_any_name_of_a_model():
+    shipped = catalogue()
+    assert shipped.profile("qwen2.5-coder-0.5b").price_out == shipped.local_model("qwen2.5-coder-0.5b").price_out
+    hosted = shipped.profile("meta/llama-3.1-8b-instruct")
+    same = shipped.profile("llama-3.1-8b-instruct")
+    assert (hosted.price_in, hosted.context) == (same.price_in, same.context) == (0.2, 131072)
+    assert shipped.profile("nobody") is None
+
+
 def test_an_unknown_name_gets_a_suggestion():
     with pytest.raises(UnknownNameError, match=r"Did you mean 'qwen2\.5-coder-0\.5b'"):
         catalogue().local_model("qwen-coder-0.5b")

@@ -72,19 +72,20 @@ class LocalModel:
     chat_template: str | None = None  # Jinja text, where the file has none of its own
     notes: str = ""
 
-    def candidate(self, context: int | None = None) -> Candidate:
-        """This model as something to route to. context: tokens per request that its worker allows."""
-        return Candidate(
-            self.id,
-            profile=Profile(
-                price_in=self.price_in,
-                price_out=self.price_out,
-                context=min(self.context, context or self.context),
-                offers=self.offers,
-                tokens_per_s=self.tokens_per_s,
-                region="local",
-            ),
+    def profile(self, context: int | None = None) -> Profile:
+        """What a router may know of it. context: tokens per request that its worker allows."""
+        return Profile(
+            price_in=self.price_in,
+            price_out=self.price_out,
+            context=min(self.context, context or self.context),
+            offers=self.offers,
+            tokens_per_s=self.tokens_per_s,
+            region="local",
         )
+
+    def candidate(self, context: int | None = None) -> Candidate:
+        """This model as something to route to."""
+        return Candidate(self.id, profile=self.profile(context))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,6 +102,10 @@ class HostedModel:
     params_b: float | None = None
     offers: frozenset[str] = frozenset()
 
+    def profile(self) -> Profile:
+        """What a router may know of it."""
+        return Profile(price_in=self.price_in, price_out=self.price_out, context=self.context, offers=self.offers)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Catalogue:
@@ -115,6 +120,13 @@ class Catalogue:
         if name not in self.local:
             raise UnknownNameError("local model", name, self.local)
         return self.local[name]
+
+    def profile(self, name: str) -> Profile | None:
+        """What is known of a model of that name, local or hosted, by either of a hosted model's names."""
+        if name in self.local:
+            return self.local[name].profile()
+        named = (model for model in self.hosted.values() if name in (model.id, model.upstream_model))
+        return next((model.profile() for model in named), None)
 
     def embedded(self) -> list[LocalModel]:
         """The pool that is offered without a configuration, cheapest first."""

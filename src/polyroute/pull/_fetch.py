@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from polyroute.data.catalogue import LocalModel
+from polyroute.data.catalogue import LocalModel, catalogue
 from polyroute.errors import ModelFileError, UnknownNameError
 from polyroute.pull._hub import fetch_from_hub
 from polyroute.pull._lock import only_one
@@ -36,6 +36,20 @@ def model_path(model: LocalModel, folder: Path) -> Path:
 
 def partial_path(model: LocalModel, folder: Path) -> Path:
     return folder / f"{model.file}.partial"
+
+
+class Located(NamedTuple):
+    """A model file of the catalogue as a backend needs it."""
+
+    path: Path  # where it is, or where `pull` would put it
+    name: str  # for `polyroute models pull`
+    chat_template: str | None  # Jinja text, where the file has none
+
+
+def locate(name: str, folder: Path) -> Located:
+    """Where a model of the shipped catalogue is, whether it is there or not. Raises: UnknownNameError."""
+    model = catalogue().local_model(name)
+    return Located(model_path(model, folder), model.id, model.chat_template)
 
 
 class Held(NamedTuple):
