@@ -45,8 +45,8 @@ def read_answer(reply: str, kind: str) -> str:
         if not numbers:
             return ""
         text: str = numbers[-1].replace(",", "")
-        return text.rstrip("0").rstrip(".") if "." in text else text
-    words = re.findall(r"\w+", reply.rsplit("nswer:", 1)[-1].lower())
+        return str(text.rstrip("0").rstrip(".")) if "." in text else text
+    words: list[str] = re.findall(r"\w+", reply.rsplit("nswer:", 1)[-1].lower())
     if not words:
         return ""
     return words[0] if "nswer:" in reply else words[-1]

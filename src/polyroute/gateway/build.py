@@ -3,41 +3,37 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
 
 import numpy as np
 
-from polyroute import artefact
+from polyroute.artefact import load
 from polyroute.constraints import only
-from polyroute.data.catalogue import LocalModel, catalogue
-from polyroute.errors import ConfigError, UnknownNameError
+from polyroute.data.catalogue import catalogue
+from polyroute.errors import ConfigError
 from polyroute.gateway.app import Gateway
-from polyroute.gateway.backends.http import HttpBackend
-from polyroute.gateway.backends.local import LocalBackend, LocalSettings
-from polyroute.gateway.backends.replay import ReplayBackend
-from polyroute.gateway.backends.status import Backend
+from polyroute.gateway.backends.build import build_backends
 from polyroute.gateway.brain import Brain, ServedPolicy, objective_for
 from polyroute.gateway.client import Client, ClientConfig
-from polyroute.gateway.config import Config, ModelConfig, PolicyConfig
+from polyroute.gateway.config import Config, PolicyConfig
 from polyroute.gateway.dial import proxies_from
 from polyroute.gateway.journal import Journal
 from polyroute.gateway.telemetry import Telemetry
-from polyroute.gateway.transport import Transport
 from polyroute.policies.budget import Budget, BudgetConfig
 from polyroute.policies.deadline import Deadline
 from polyroute.policies.explore import UCB, Epsilon, Thompson
 from polyroute.policies.greedy import Greedy
 from polyroute.protocols import Constraint, Policy, Router
-from polyroute.pull import model_path, models_folder
+from polyroute.pull import models_folder
 from polyroute.routers.length import Length
 from polyroute.routers.load import Load
 from polyroute.routers.mix import Together
 from polyroute.routers.price import Price
 from polyroute.signals import featuriser
-from polyroute.types import Candidate, Objective, Profile, Query
+from polyroute.types import Candidate, Objective, Query
 
 COLD_START = "cold_start.npz"
 
@@ -57,7 +53,7 @@ def build(config: Config) -> Gateway:
 
     Raises: ConfigError, ArtefactError, MissingExtraError, UnknownNameError, each naming what to do.
     """
-    pool = config.candidates(profile_of)
+    pool = config.candidates(catalogue().profile)
     fitted = load_router(config.router.artefact)
     embed = featuriser(fitted.features)
     router = serving_router(fitted, pool, embed.dim)
@@ -75,7 +71,10 @@ def build(config: Config) -> Gateway:
     telemetry = Telemetry(models=[c.id for c in pool], policies=[*config.policies, "named"])
     return Gateway(
         brain=brain,
-        backends={model.id: backend_of(model, config, transport) for model in config.models},
+        backends=build_backends(
+            config, transport, models=config.local.cache or models_folder(os.environ),
+            logs=config.journal.path.parent / "logs",
+        ),
         upstream_names={model.id: model.served_name for model in config.models},
         journal=Journal(
             config.journal.path, capacity=config.journal.capacity, flush_s=config.journal.flush_s,
@@ -84,27 +83,20 @@ def build(config: Config) -> Gateway:
         telemetry=telemetry,
         transport=transport,
         timeouts=config.timeouts,
-        client_keys=[key.value for key in config.server.client_keys],
+        client_keys=[key.reveal() for key in config.server.client_keys],
         max_body=int(config.server.max_body_mb * 2**20),
         answer_requested=config.server.answer_model == "requested",
-        warnings=config.warnings,
+        warnings=config.warnings_for(pool, catalogue().profile),
     )  # fmt: skip
-
-
-def profile_of(name: str) -> Profile | None:
-    """What the catalogue knows of a model, local or hosted; None where it knows nothing."""
-    known = catalogue()
-    entry = known.local.get(name) or known.hosted.get(name)
-    return None if entry is None else entry.candidate().profile
 
 
 def load_router(where: str) -> Fitted:
     """The fitted router of the configuration: the shipped cold start, or a file that `polyroute fit` wrote."""
     if where == "default":
         with as_file(files("polyroute.data").joinpath(COLD_START)) as path:
-            found = artefact.load(path)
+            found = load(path)
         return Fitted(found.router, "cold-start", found.fingerprint, found.features)
-    found = artefact.load(Path(where))
+    found = load(Path(where))
     if found.features.startswith("recorded-"):
         raise ConfigError(
             "router.artefact", got=f"a router fitted on {found.features}",
@@ -135,9 +127,10 @@ def served(name: str, policy: PolicyConfig, pool: Sequence[Candidate]) -> Served
     kept = [c for c in pool if policy.models is None or c.id in policy.models]
     trade_off = None if policy.weights is not None else policy.trade_off if policy.trade_off is not None else 0.3
     objective = objective_for(trade_off, kept) if trade_off is not None else Objective(dict(policy.weights or {}))
-    chooser: Policy = {
+    ways: dict[str, Policy] = {
         "none": Greedy(), "epsilon": Epsilon(policy.epsilon), "ucb": UCB(), "thompson": Thompson(),
-    }[policy.explore]  # fmt: skip
+    }  # fmt: skip
+    chooser = ways[policy.explore]
     if policy.deadline_s is not None:
         chooser = Deadline(policy.deadline_s, inner=chooser)
     constraints: list[Constraint] = []
@@ -153,45 +146,3 @@ def served(name: str, policy: PolicyConfig, pool: Sequence[Candidate]) -> Served
         name=name, policy=chooser, objective=objective, pool=kept, constraints=constraints, trade_off=trade_off,
         settle=settle,
     )  # fmt: skip
-
-
-def backend_of(model: ModelConfig, config: Config, transport: Transport) -> Backend:
-    """What answers for one model."""
-    if model.backend == "openai":
-        assert model.url is not None  # config has checked it
-        key = None if model.api_key is None else model.api_key.value
-        return HttpBackend(model.id, model.url, transport, api_key=key)
-    if model.backend == "replay":
-        assert model.table is not None
-        return ReplayBackend(model.id, model.table, model=model.served_name)
-    known = local_model(model)
-    settings = LocalSettings(
-        threads=config.local.threads, context=model.context or config.local.context, slots=config.local.slots,
-        chat_template=known.chat_template if known else None,
-    )  # fmt: skip
-    return LocalBackend(
-        model.id, file_of(model, known, config), transport, settings, pull_name=known.id if known else None,
-        log_folder=config.journal.path.parent / "logs",
-    )  # fmt: skip
-
-
-def local_model(model: ModelConfig) -> LocalModel | None:
-    """The catalogue's entry of a local model, unless a file of its own is named."""
-    try:
-        return catalogue().local_model(model.file or model.id)
-    except UnknownNameError:
-        return None
-
-
-def file_of(model: ModelConfig, known: LocalModel | None, config: Config) -> Path:
-    """Where the model's file is or would be."""
-    return Path(model.file or model.id) if known is None else model_path(known, config.local.cache or models_folder(os.environ))
-
-
-def with_abilities(pool: Sequence[Candidate], measured: Mapping[str, Profile]) -> list[Candidate]:
-    """The pool with abilities that were measured and are not given in the configuration."""
-    return [
-        c if c.profile.ability or c.id not in measured
-        else replace(c, profile=replace(c.profile, ability=measured[c.id].ability, ability_std=measured[c.id].ability_std))
-        for c in pool
-    ]  # fmt: skip

@@ -87,8 +87,8 @@ async def route(gateway: Gateway, scope: Scope, receive: Receive, send: Send) ->
     name = headers.get(b"x-polyroute-policy", b"").decode("latin-1") or view.model
     policy = gateway.brain.policies.get(name)
     if policy is None:
-        error = UnknownNameError("virtual model", name, gateway.brain.policies)
-        raise BadRequestError(str(error), "model", status=404, code="model_not_found")
+        unknown = UnknownNameError("virtual model", name, gateway.brain.policies)
+        raise BadRequestError(str(unknown), "model", status=404, code="model_not_found")
     begin = perf_counter()
     signals = await gateway.brain.signals(view, "completions" if given(view.prompt) else "chat.completions")
     try:

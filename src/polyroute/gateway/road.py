@@ -103,7 +103,7 @@ async def travel(gateway: Gateway, scope: Scope, receive: Receive, send: Send, e
     gateway.in_flight += 1
     me = asyncio.current_task()
     assert me is not None
-    watch = asyncio.get_running_loop().create_task(receive())  # type: ignore[arg-type]  # ASGI's receive is a coroutine
+    watch: asyncio.Task[Any] = asyncio.get_running_loop().create_task(receive())  # type: ignore[arg-type]  # a coroutine
 
     def left(_: Any) -> None:
         if not road.over and not watch.cancelled():
@@ -346,7 +346,7 @@ def decision_headers(road: Exchange) -> Headers:
     assert road.choice is not None
     assert road.candidate is not None
     record = road.choice.record
-    chosen = next((c for c in record.candidates if c.id == road.candidate.id), None)  # type: ignore[union-attr]
+    chosen = next((c for c in record.candidates if c.id == road.candidate.id), None)
     overhead = (perf_counter() - road.started - road.upstream_s) * 1e3
     values: dict[str, object] = {
         "x-polyroute-schema": 1,

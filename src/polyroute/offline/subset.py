@@ -31,7 +31,8 @@ def best_subset(scores: Array, weights: Array, sizes: Array, budget: float, *, e
     """
     c, m = scores.shape
     if np.shape(weights) != (c,) or np.shape(sizes) != (m,):
-        raise ShapeError("weights, sizes", got=(np.shape(weights), np.shape(sizes)), expected=((c,), (m,)))
+        got = (*np.shape(weights), *np.shape(sizes))
+        raise ShapeError("weights and sizes, one behind the other", got=got, expected=(c, m))
     if not (sizes <= budget).any():
         raise ConfigError("budget", got=budget, expected=f"room for at least one candidate, {sizes.min()} or more")
     search = every_subset if (m <= EXACT_UP_TO if exact is None else exact) else greedy_subset

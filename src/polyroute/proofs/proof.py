@@ -58,8 +58,8 @@ class Proof:
 Prove: TypeAlias = Callable[[int], Proof]  # seed -> Proof; every proof module has one, named `prove`
 
 
-def effect_over_seeds(name: str, values: Sequence[float], unit: str, margin: float = 0.0) -> Effect:
-    """An effect from one value a seed: mean and a 95 % Student interval over the seeds."""
+def effect_over_seeds(name: str, values: Any, unit: str, margin: float = 0.0) -> Effect:
+    """An effect from one value a seed [s]: mean and a 95 % Student interval over the seeds."""
     sample = np.asarray(values, dtype=float)
     quantile = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
     half = quantile.get(len(sample), 2.0) * sample.std(ddof=1) / np.sqrt(len(sample)) if len(sample) > 1 else np.inf

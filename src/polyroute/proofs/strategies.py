@@ -82,9 +82,9 @@ def cascade_gain(outcomes: Outcomes, seed: int) -> list[float]:
 
 
 def prove(seed: int) -> Proof:
-    """Three seeded splits of each of three tables. The baseline knows each query's cost but not its text's quality."""
+    """Five seeded splits of each of three tables. The baseline knows each query's cost but not its text's quality."""
     tables = {name: full_table(name) for name in TABLES}
-    seeds = range(seed, seed + 3)
+    seeds = range(seed, seed + 5)
     found = {s: {name: one_table(table, s) for name, table in tables.items()} for s in seeds}
     gains = np.array([cascade_gain(tables["routellm"], s) for s in seeds])  # [seeds, ratios]
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from polyroute import artefact
+from polyroute.artefact import save
 from polyroute.data.outcomes import load_outcomes
 from polyroute.data.probes import probes
 from polyroute.errors import OutcomesError
@@ -121,7 +121,7 @@ def main() -> int:
     p.add_argument("-o", "--output", type=Path, default=Path("src/polyroute/data/cold_start.npz"))
     args = p.parse_args()
     router, info = cold_start(args.data, args.features)
-    artefact.save(router, args.output, features=args.features, pool=[Candidate(c) for c in router.column_], info=info)
+    save(router, args.output, features=args.features, pool=[Candidate(c) for c in router.column_], info=info)
     for name, row in zip(router.column_, router.ability_, strict=True):
         print(f"{name:<40}", "  ".join(f"{s} {v:+.2f}" for s, v in zip(router.skills_, row, strict=True)))
     print(json.dumps(info | {"bytes": args.output.stat().st_size}))

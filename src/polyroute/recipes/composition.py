@@ -30,7 +30,7 @@ class CompositionOfExperts:
     ):
         self.sizes, self.budget, self.k, self.kappa, self.robust = sizes, budget, k, kappa, robust
 
-    def fit(self, outcomes: Outcomes, categories: Sequence[str]) -> Self:
+    def fit(self, outcomes: Outcomes, categories: Sequence[str] | Array) -> Self:
         """outcomes: complete quality. categories: [n] a label for each query."""
         quality = outcomes.values["quality"]
         if not np.isfinite(quality).all():
