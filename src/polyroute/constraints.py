@@ -61,7 +61,7 @@ def _of_candidate(name: str, passes: Callable[[Candidate], bool]) -> Constraint:
     """A constraint that asks about the candidate alone, the same for every query."""
 
     def constraint(queries: Sequence[Query], pool: Sequence[Candidate]) -> Array:
-        return np.tile(np.array([passes(candidate) for candidate in pool], dtype=bool), (len(queries), 1))
+        return np.array([[passes(candidate) for candidate in pool]], dtype=bool).repeat(len(queries), axis=0)
 
     constraint.__name__ = constraint.__qualname__ = name
     return constraint

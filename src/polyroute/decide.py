@@ -78,7 +78,7 @@ def permit(
         if passes.shape != allowed.shape:
             raise ShapeError(f"constraint {name_of(constraint)}", got=passes.shape, expected=allowed.shape)
         if not passes.all():
-            for i, j in np.argwhere(allowed & ~passes).tolist():
+            for i, j in zip(*np.nonzero(allowed & ~passes), strict=True):
                 refused[i][pool[j].id] = name_of(constraint)
             allowed &= passes
     for query, row, why in zip(queries, allowed, refused, strict=True):

@@ -87,4 +87,4 @@ class Budget:
         """A constraint, [n, m] bool: everyone until the window is spent, then the fallback alone."""
         if not self.exhausted:
             return np.ones((len(queries), len(pool)), dtype=bool)
-        return np.tile(np.array([c.id == self.config.fallback for c in pool], dtype=bool), (len(queries), 1))
+        return np.array([[c.id == self.config.fallback for c in pool]], dtype=bool).repeat(len(queries), axis=0)
