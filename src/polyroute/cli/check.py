@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from polyroute.errors import ConfigError
-from polyroute.types import Candidate, Profile
+from polyroute.types import Candidate
 
 if TYPE_CHECKING:
     from polyroute.gateway.config import Config
@@ -47,6 +47,7 @@ def add(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from polyroute.data.catalogue import catalogue
     from polyroute.gateway.config import load_config, schema
 
     if args.schema is not None:
@@ -60,25 +61,10 @@ def run(args: argparse.Namespace) -> int:
         return write_example(args.write_example)
     path = args.config or (DEFAULT_PATH if DEFAULT_PATH.exists() else None)
     config = load_config(path, read_environment=not args.no_env)
-    pool = config.candidates(known)
-    warnings = config.warnings_for(pool, known)
+    pool = config.candidates(catalogue().profile)
+    warnings = config.warnings_for(pool, catalogue().profile)
     show(config, pool, warnings)
     return 1 if warnings and args.strict else 0
-
-
-def known(name: str) -> Profile | None:
-    """What the catalogue knows of a model, by its id or by the name its provider knows."""
-    from polyroute.data.catalogue import catalogue
-
-    book = catalogue()
-    if name in book.local:
-        return book.local[name].candidate().profile
-    hosted = book.hosted.get(name) or next((m for m in book.hosted.values() if m.upstream_model == name), None)
-    if hosted is None:
-        return None
-    return Profile(
-        price_in=hosted.price_in, price_out=hosted.price_out, context=hosted.context, offers=hosted.offers
-    )  # fmt: skip
 
 
 def write(path: Path, text: str) -> None:
@@ -87,7 +73,9 @@ def write(path: Path, text: str) -> None:
         with path.open("x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError:
-        raise ConfigError(str(path), got="one", expected="no file of that name", hint="Name another.") from None
+        raise ConfigError(
+            str(path), got="a file there already", expected="no file of that name", hint="Name another."
+        ) from None
     except OSError as error:
         raise ConfigError(str(path), got=str(error), expected="a place to write to") from None
     print(f"wrote {path}")
@@ -119,12 +107,14 @@ def show(config: Config, pool: Sequence[Candidate], warnings: Sequence[str]) -> 
 
         print(f"local models   {config.local.cache or models_folder(os.environ)}")
     print()
-    table(["model", "backend", "USD/1e6 in", "out", "context", "offers", "served by"], list(model_rows(config, pool)))
+    head = ["model", "backend", "USD/1e6 in", "out", "context", "offers", "served by"]
+    print(*aligned(head, model_rows(config, pool)), sep="\n")
     print()
-    table(["policy", "worth", "explores", "among"], list(policy_rows(config)))
+    print(*aligned(["policy", "worth", "explores", "among"], policy_rows(config)), sep="\n")
+    print()
     for warning in warnings:
-        print(f"\nwarning: {warning}", end="")
-    print("\n\nok" + (f", with {len(warnings)} warning{'s' if len(warnings) > 1 else ''}" if warnings else ""))
+        print(f"warning: {warning}")
+    print("ok" + (f", with {len(warnings)} warning{'s' if len(warnings) > 1 else ''}" if warnings else ""))
 
 
 def model_rows(config: Config, pool: Sequence[Candidate]) -> list[list[str]]:
@@ -159,8 +149,9 @@ def policy_rows(config: Config) -> list[list[str]]:
     return rows
 
 
-def table(head: list[str], rows: list[list[str]]) -> None:
-    """Print aligned columns."""
+def aligned(head: list[str], rows: list[list[str]]) -> list[str]:
+    """Lines of a table with aligned columns."""
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-    for row in [head, *rows]:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in [head, *rows]
+    ]

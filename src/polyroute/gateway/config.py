@@ -96,7 +96,7 @@ class ModelConfig:
     )
     url: str | None = option("Base URL as an OpenAI client takes it, as in https://api.openai.com/v1.", None)
     api_key: Secret | None = option("The server's key.", None)
-    upstream_model: str | None = option("The name the server knows. Default: id.", None, pattern=NAME)
+    upstream_model: str | None = option("The name the server or the table knows. Default: id.", None, pattern=NAME)
     file: str | None = option("Path of a .gguf file, or a name of `polyroute models list`. Default: id.", None)
     table: Path | None = option("Parquet table of recorded answers.", None)
     price_in: float | None = option("Default: the catalogue's.", None, least=0, unit="USD per 1e6 prompt tokens")

@@ -19,7 +19,13 @@ if TYPE_CHECKING:
 CAPABILITIES = ("tools", "vision", "json", "audio")
 RESERVED = ("named", "none", "other")  # words that records and metrics use in a policy's or a model's place
 LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
-READ_BY = {"url": "openai", "api_key": "openai", "upstream_model": "openai", "file": "local", "table": "replay"}
+READ_BY = {
+    "url": ("openai",),
+    "api_key": ("openai",),
+    "upstream_model": ("openai", "replay"),
+    "file": ("local",),
+    "table": ("replay",),
+}
 
 
 def is_path(file: str | None) -> bool:
@@ -68,9 +74,9 @@ def name_faults(config: Config) -> Iterator[ConfigError]:
 
 def model_faults(model: ModelConfig, path: str) -> Iterator[ConfigError]:
     """Keys that this backend does not read, that it needs, and files that are not there."""
-    for key, backend in READ_BY.items():
-        if getattr(model, key) is not None and backend != model.backend:
-            hint = f'Remove it, or say backend = "{backend}".'
+    for key, backends in READ_BY.items():
+        if getattr(model, key) is not None and model.backend not in backends:
+            hint = f'Remove it, or say backend = "{backends[0]}".'
             yield ConfigError(
                 f"{path}.{key}", got=Words("a value"), expected=f"nothing with backend {model.backend!r}", hint=hint
             )

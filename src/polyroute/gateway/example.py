@@ -11,9 +11,9 @@ from polyroute.gateway.schema import Key, keys
 
 HEAD = """\
 #:schema ./polyroute.schema.json
-# polyroute's configuration. Serve it:  polyroute serve --config polyroute.toml
-# Check it first:                       polyroute check polyroute.toml
-# Every key below [server] to [local] stands at its default and may be left out; docs/configuration.md has them all.
+# polyroute's configuration. Check it:  polyroute check polyroute.toml
+# Serve it:                             polyroute serve polyroute.toml
+# Every key from [server] to [local] stands at its default and may be left out; docs/configuration.md has them all.
 """
 
 POOL = """\
