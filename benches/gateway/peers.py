@@ -172,7 +172,7 @@ def start_polyroute(upstream: int, core: int, folder: Path) -> Peer:
     port = free_port()
     (folder / "polyroute.toml").write_text(configs.polyroute(port, upstream, folder))
     code = "import sys; from polyroute.cli import main; sys.exit(main())"
-    command = [sys.executable, "-c", code, "serve", "--config", str(folder / "polyroute.toml")]
+    command = [sys.executable, "-c", code, "serve", str(folder / "polyroute.toml")]
     path = os.pathsep.join(filter(None, (str(ROOT / "src"), os.environ.get("PYTHONPATH", ""))))
     version = (ROOT / "pyproject.toml").read_text().partition('\nversion = "')[2].partition('"')[0]
     return start("polyroute", command, port, version, core=core, folder=folder, more={"PYTHONPATH": path})
