@@ -62,7 +62,10 @@ def main(questions: int) -> int:
     costs = {(r["query_id"], r["model"]): r for r in parquet.read_table(DATA / "routellm.parquet").to_pylist()}
     held_out = (r for r in parquet.read_table(ANSWERS).to_pylist() if r["split"] != "train")
     rows = [costs[r["query_id"], r["model"]] | r for r in held_out]
-    prompts, folder = list(dict.fromkeys(r["prompt"] for r in rows))[:questions], Path(tempfile.mkdtemp())
+    prompts, folder = (
+        list(dict.fromkeys(r["prompt"] for r in rows))[:questions],
+        Path((scratch := tempfile.TemporaryDirectory()).name),
+    )
     models = "".join(MODEL.format(name, ANSWERS, *price) for name, price in PRICES.items())
     (folder / "polyroute.toml").write_text(f'[journal]\npath = "{folder}/journal.sqlite"\n{models}')
     command = [sys.executable, "-m", "polyroute", "serve", str(folder / "polyroute.toml"), "--port", "0"]
@@ -73,6 +76,7 @@ def main(questions: int) -> int:
             report.append(run(url, model, prompts, {(r["prompt"], r["model"]): r for r in rows}, i * len(prompts)))
             print("{model:<38} {accuracy:>8.3f} {gateway:>12.6f} {table:>12.6f} {wrong:>13}".format(**report[-1]))
         gateway.terminate()
+    scratch.cleanup()
     agreed = all(abs(row["gateway"] - row["table"]) < 0.005 and not row["wrong"] for row in report)
     print(json.dumps({"demo": "replay", "questions": len(prompts), "agreed_to_the_cent": agreed, "rows": report}))
     return 0 if agreed else 1

@@ -144,7 +144,10 @@ class LocalBackend:
 
 
 class WorkerReply:
-    """A worker's reply whose errors say so when the worker died. finished: called once, when it is read or closed."""
+    """A worker's reply whose errors say so when the worker died. finished: called once, when it is read or closed.
+
+    Which pages may call is for the gateway to say, so the worker's own word on that is left out.
+    """
 
     def __init__(
         self,
@@ -152,7 +155,8 @@ class WorkerReply:
         explained: Callable[[UpstreamError], Awaitable[UpstreamError]],
         finished: Callable[[], None],
     ):
-        self.status, self.headers = reply.status, reply.headers
+        self.status = reply.status
+        self.headers = [pair for pair in reply.headers if not pair[0].startswith(b"access-control-")]
         self._reply, self._explained, self._finished = reply, explained, finished
         self._open = True
 
