@@ -9,6 +9,9 @@ from pathlib import Path
 EXPLICIT, PACED = "mock", "mock-paced"
 AUTO, AUTO_PACED = "auto", "auto-paced"
 
+# name, USD per million tokens in and out, ability in logits: three models among which a learned choice means something
+SIZES = (("", 0.15, 0.6, -0.3), ("-middle", 1.1, 4.4, 0.8), ("-large", 3.0, 15.0, 1.8))
+
 
 def nginx(port: int, upstream: int, folder: Path) -> str:
     return f"""
@@ -89,7 +92,7 @@ trade_off = 0.3
 models = ["mock-paced", "mock-paced-middle", "mock-paced-large"]
 """
     for target in (EXPLICIT, PACED):
-        for suffix, price_in, price_out in (("", 0.15, 0.6), ("-middle", 1.1, 4.4), ("-large", 3.0, 15.0)):
+        for suffix, price_in, price_out, ability in SIZES:
             text += f"""
 [[models]]
 id = "{target}{suffix}"
@@ -99,5 +102,6 @@ upstream_model = "{target}"
 price_in = {price_in}
 price_out = {price_out}
 context = 128000
+ability = {{ general = {ability} }}
 """
     return text

@@ -40,7 +40,9 @@ def measure_decide() -> dict[str, object]:
     except (ImportError, OSError, ValueError) as error:
         return {"not_available": f"{type(error).__name__}: {error}"}
     pool = [
-        Candidate(f"model-{j}", profile=Profile(price_in=0.1 * 1.5**j, price_out=0.4 * 1.5**j, context=128_000))
+        Candidate(
+            f"model-{j}", profile=Profile(0.1 * 1.5**j, 0.4 * 1.5**j, 128_000, ability={"general": 0.2 * j - 0.5})
+        )
         for j in range(NUM_CANDIDATES)
     ]
     router = serving_router(fitted, pool, embed.dim)
