@@ -70,7 +70,9 @@ def main(questions: int) -> int:
     (folder / "polyroute.toml").write_text(f'[journal]\npath = "{folder}/journal.sqlite"\n{models}')
     command = [sys.executable, "-m", "polyroute", "serve", str(folder / "polyroute.toml"), "--port", "0"]
     with Popen(command, stdout=PIPE, text=True) as gateway:
-        url, report = gateway.stdout.readline().split()[3], []  # "polyroute listens on URL ..."
+        if not (greeting := gateway.stdout.readline()):
+            return 1  # it said why on stderr
+        url, report = greeting.split()[3], []  # "polyroute listens on URL ..."
         print(f"{'model':<38} {'accuracy':>8} {'gateway USD':>12} {'table USD':>12} {'wrong answers':>13}")
         for i, model in enumerate([*PRICES, "auto:cheap", "auto", "auto:best"]):
             report.append(run(url, model, prompts, {(r["prompt"], r["model"]): r for r in rows}, i * len(prompts)))

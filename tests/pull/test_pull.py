@@ -32,9 +32,7 @@ def sha(data: bytes) -> str:
 def toy(url: str = "", pieces: tuple[bytes, ...] = PIECES) -> LocalModel:
     """A small 'model' with three pieces; pieces=() for one that only a hub has."""
     parts = tuple(
-        Part(
-            package=f"toy-part{i}", version="1.0", member=f"toy_part{i}/data/part.bin", bytes=len(p), sha256=sha(p)
-        )
+        Part(package=f"toy-part{i}", version="1.0", member=f"toy_part{i}/data/part.bin", bytes=len(p), sha256=sha(p))
         for i, p in enumerate(pieces, start=1)
     )
     real = catalogue().local_model("qwen2.5-coder-0.5b")
