@@ -36,6 +36,7 @@ from polyroute.types import Array, Candidate, Estimate, Estimates, Outcomes, Que
 
 CHUNK = 1024  # queries whose posteriors are worked out at once
 BIAS = {"ridge": 1e-6, "logistic": 0.25}  # penalty of the constant: none to speak of; a logit of 0 give or take 2
+BIAS_AFTER_PRIOR = {"ridge": 4.0, "logistic": 1.0}  # four outcomes as foretold; a logit as foretold give or take 1
 
 
 class Linear:
@@ -43,8 +44,8 @@ class Linear:
 
     kind: "ridge" (any metric; the posterior scaled by the noise estimated from residuals) or "logistic" (a metric in
     0..1; Laplace posterior, std by the delta method); None: logistic for quality, ridge for the rest. l2: penalty per
-    weight of the unit-length embedding. rank: keep the directions in which the training queries vary most; None: all.
-    tokens: add prompt tokens as a feature, "linear" or "log".
+    weight of the unit-length embedding. rank: keep the directions in which the training queries vary most; None: all
+    (and all while there are fewer than twice as many queries). tokens: add prompt tokens, "linear" or "log".
     `update` equals fitting again on all rows for ridge (a rank-b update of the inverse Gram matrix; features stay as
     first fitted); for logistic it is online Laplace: the posterior so far is the prior of the new rows.
     With a `prior` (fitted beforehand) the heads learn what it leaves over, and it serves candidates never seen.
@@ -80,13 +81,19 @@ class Linear:
             raise OutcomesError(f"values[{self.metric!r}]: expected at least one outcome to fit a line, got none.")
         x = unit_rows(embeddings(outcomes.queries))
         scale = self._tokens(outcomes.queries)
-        self.features_ = features(x[some], self.rank, None if scale is None else scale[some])
+        rank = self.rank if self.rank is not None and some.sum() >= 2 * self.rank else None
+        self.features_ = features(x[some], rank, None if scale is None else scale[some])
+        self._start()
+        self._learn(outcomes, y, seen, fresh=True)
+        return self
+
+    def _start(self) -> None:
+        """Heads for nobody yet, on the features as they stand."""
+        assert self.features_ is not None
         p = self.features_.directions.shape[1]
         self.column_: dict[str, int] = {}
         self.weight_, self.score_ = np.zeros((p, 0)), np.zeros((p, 0))
         self.sums_, self.group_, self.posterior_ = np.zeros((3, 0)), np.zeros(0, np.intp), np.zeros((0, p, p))
-        self._learn(outcomes, y, seen, fresh=True)
-        return self
 
     def update(self, outcomes: Outcomes) -> None:
         """Learn from more rows; see the class for what that equals. Candidates never met start from the penalty."""
@@ -105,8 +112,7 @@ class Linear:
 
     def _penalty(self, p: int) -> Array:
         penalty = np.full(p, float(self.l2))
-        if self.prior is None:
-            penalty[0] = BIAS[self.kind]
+        penalty[0] = (BIAS if self.prior is None else BIAS_AFTER_PRIOR)[self.kind]
         return penalty
 
     def _tokens(self, queries: Sequence[Query]) -> Array | None:
