@@ -29,6 +29,13 @@ def test_sure_rows_take_few_and_doubtful_rows_many(asarray):
 
 
 @pytest.mark.parametrize("asarray", BACKENDS)
+@pytest.mark.parametrize(("p", "size"), [(0.5, 1), (0.75, 2), (0.76, 3), (1.0, 3)])
+def test_mass_that_is_just_enough_is_enough(asarray, p, size):
+    weight = np.asarray(nucleus(asarray([[0.25, 0.5, 0.0, 0.25]]), p).weight)
+    assert (weight > 0).sum() == size
+
+
+@pytest.mark.parametrize("asarray", BACKENDS)
 def test_k_caps_the_row(asarray):
     index, weight, _ = nucleus(asarray([[0.4, 0.3, 0.2, 0.1]]), 0.95, k=2)
     assert np.asarray(index).tolist() == [[0, 1]]

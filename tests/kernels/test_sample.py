@@ -34,7 +34,7 @@ def test_rows_need_not_sum_to_one_for_the_propensity_to(asarray):
 def test_rounding_never_draws_what_has_no_probability(asarray, dtype):
     probability = np.random.default_rng(0).random((500, 7)).astype(dtype)
     probability[:, [0, 3, 6]] = 0.0
-    for uniform in (0.0, np.nextafter(dtype(1.0), dtype(0.0))):
+    for uniform in (0.0, np.nextafter(dtype(1.0), dtype(0.0)), 1.0):
         index = np.asarray(sample(asarray(probability), asarray(np.full(500, uniform, dtype=dtype))).index)
         assert set(index[:, 0].tolist()) <= {1, 2, 4, 5}
 

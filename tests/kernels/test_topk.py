@@ -28,9 +28,10 @@ def test_a_small_pool_is_taken_whole(asarray):
     assert np.asarray(weight).tolist() == [[3.0, 2.0, 1.0]]
 
 
-@given(st.lists(st.integers(0, 3), min_size=1, max_size=40), st.integers(1, 40))
+@given(st.integers(0, 2**32 - 1), st.integers(1, 300), st.integers(1, 40))
 @settings(max_examples=60, deadline=None)
-def test_numpy_orders_ties_by_column(row, k):
+def test_numpy_orders_ties_by_column(seed, num_columns, k):
+    row = np.random.default_rng(seed).integers(4, size=num_columns).tolist()
     scores = np.array([row], dtype=float)
     index, weight, _ = top_k(scores, k)
     assert weight[0].tolist() == sorted(row, reverse=True)[:k]

@@ -10,7 +10,7 @@ from polyroute.types import Array, Selection
 def sample(probability: Array, uniform: Array) -> Selection:
     """Draw one candidate a row.
 
-    probability: [n, m] >= 0, rows need not sum to 1. uniform: [n] in [0, 1).
+    probability: [n, m] >= 0, rows need not sum to 1. uniform: [n] in [0, 1]; 1 may come of rounding.
     Returns index, weight and propensity [n, 1]; weight is `probability` as given, propensity its share of the row.
     A candidate of probability 0 is never drawn, whatever the rounding.
     """

@@ -119,8 +119,8 @@ def drawn(probability: Array, utility: Array, rng: Rng) -> Selection:
     """
     reached = probability.cumsum(axis=1)
     total = reached[:, -1:]
-    mark = rng.random((len(probability), 1)) * total
-    index = np.minimum((reached <= mark).sum(axis=1), (reached < total).sum(axis=1))[:, None]
+    mark = rng.random((len(probability), 1)) * total  # below total, also when rounded: nobody without odds is drawn
+    index = (reached <= mark).sum(axis=1)[:, None]
     return Selection(index, take(utility, index), take(probability, index) / total)
 
 
