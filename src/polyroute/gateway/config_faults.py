@@ -44,6 +44,8 @@ def faults(config: Config) -> Iterator[ConfigError]:
         yield ConfigError("router.artefact", got=artefact, expected="a file that exists", hint=hint)
     if config.journal.path.is_dir():
         yield ConfigError("journal.path", got=str(config.journal.path), expected="a file, not a folder")
+    if config.source is not None and config.journal.path == config.source.absolute():
+        yield ConfigError("journal.path", got=str(config.journal.path), expected="another file than this one")
 
 
 def name_faults(config: Config) -> Iterator[ConfigError]:

@@ -176,7 +176,7 @@ class Reader:
             return section(**values)
         except ConfigError as error:
             inside = error.path.removeprefix(f"{path}.")
-            return self.note(join(path, inside), error.got, error.expected, error.hint)
+            return self.note(f"{path}.{inside}", error.got, error.expected, error.hint)
 
     def unknown(self, path: str, key: str, known: list[str]) -> None:
         """Note a key that nobody reads, with the one that may have been meant."""
