@@ -67,7 +67,7 @@ def test_logistic_stops_where_the_slope_is_0_and_its_covariance_is_the_inverse_c
 
 
 def test_logistic_bears_separable_rows_and_graded_outcomes():
-    phi, y, offset = rows()
+    phi, _, offset = rows()
     for outcome in (np.ones(80), np.zeros(80), (phi[:, 1] > 0).astype(float), np.full(80, 0.3)):
         weight, _ = heads.logistic_posterior(phi, outcome, offset, np.full(5, 1e-3))
         np.testing.assert_allclose(slope(weight, phi, outcome, offset, 0.0, 1e-3 * np.eye(5)), 0.0, atol=1e-3)

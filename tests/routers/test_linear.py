@@ -70,7 +70,9 @@ def test_the_doubt_is_the_error_made_on_average(kind):
         chance = 1 / (1 + np.exp(-score))
         y = (rng.random((150, 3)) < chance).astype(float) if kind == "logistic" else score + rng.normal(size=(150, 3))
         train = table_of(x[:100], y[:100], "quality" if kind == "logistic" else "energy")
-        [estimate] = Linear(*train.values, kind=kind, l2=l2).fit(train).predict(queries_of(x[100:]), train.pool).values()
+        [estimate] = (
+            Linear(*train.values, kind=kind, l2=l2).fit(train).predict(queries_of(x[100:]), train.pool).values()
+        )
         errors.append(estimate.mean - (chance if kind == "logistic" else score)[100:])
         stds.append(estimate.std)
     ratio = np.sqrt(np.mean(np.square(errors))) / np.sqrt(np.mean(np.square(stds)))
