@@ -15,6 +15,7 @@ from polyroute.errors import ConfigError
 from polyroute.gateway.config import Config, ConfigErrors, ModelConfig, PolicyConfig, ServerConfig, load_config, schema
 from polyroute.gateway.example import example, reference
 from polyroute.gateway.strict import Secret
+from polyroute.signals.needs import CAPABILITIES
 from polyroute.types import Profile
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -477,6 +478,7 @@ def test_what_is_commented_out_in_the_example_works_too(write):
 
 def test_the_documentation_lists_every_key():
     page = (REPOSITORY / "docs" / "configuration.md").read_text(encoding="utf-8")
+    assert all(f"`{capability}`" in page for capability in CAPABILITIES)
     assert reference() in page, "put the output of polyroute.gateway.example.reference() into docs/configuration.md"
 
 

@@ -11,12 +11,12 @@ from urllib.parse import urlsplit
 
 from polyroute.errors import ConfigError, nearest
 from polyroute.gateway.strict import Words, join
+from polyroute.signals.needs import CAPABILITIES
 from polyroute.types import Candidate, Profile
 
 if TYPE_CHECKING:
     from polyroute.gateway.config import Config, ModelConfig
 
-CAPABILITIES = ("tools", "vision", "json", "audio")
 RESERVED = ("named", "none", "other")  # words that records and metrics use in a policy's or a model's place
 LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
 READ_BY = {
