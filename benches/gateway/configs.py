@@ -102,6 +102,7 @@ upstream_model = "{target}"
 price_in = {price_in}
 price_out = {price_out}
 context = 128000
+offers = ["tools", "json"]
 ability = {{ general = {ability} }}
 """
     return text

@@ -445,7 +445,11 @@ def test_a_client_key_is_asked_for_and_kept_in_the_session_only(view: View):
 def test_a_journal_in_trouble_is_said_aloud(view: View):
     view.server.summary["journal"] = {"ok": False, "reason": "disk is full", "queued": 12, "dropped": 3}
     view.open()
-    assert view.text("warnings") == "journal: disk is full · 3 journal records lost"
+    assert view.text("warnings").splitlines() == ["journal: disk is full", "and 1 more"]
+    view.all("#warnings summary")[0].click()
+    assert view.text("warnings").splitlines()[-1] == "3 journal records lost"
+    view.refresh()
+    assert "3 journal records lost" in view.text("warnings")  # still open
 
 
 def test_paused_means_no_more_questions(view: View):
