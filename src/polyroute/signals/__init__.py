@@ -1,0 +1,14 @@
+"""Signals of a request: the text to route on, its vector, what it needs, how many tokens it has.
+
+    conversation.routing_text(messages) -> text      the last turns, without what a harness added
+    featuriser("static-1")([text]) -> [n, d]         a vector a text, from a named and versioned featuriser
+    needs.needs_of(messages, tools=...) -> names     capabilities a candidate must offer
+    tokens.count_tokens(text) -> number              prompt tokens, near enough for a price
+    surface.surface(text) -> [DIM]                   what the text looks like
+"""
+
+from __future__ import annotations
+
+from polyroute.signals.embed import FEATURISERS, featuriser
+
+__all__ = ["FEATURISERS", "featuriser"]

