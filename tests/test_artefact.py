@@ -208,6 +208,7 @@ def test_an_array_that_claims_to_be_huge(path):
         ({"router__x": np.zeros((59, 6), np.float32)}, "table: expected shape"),
         ({"router__table": np.zeros((60, 3, 9))}, "table: expected shape"),
         ({"router__table": np.full((60, 3, 4), "word")}, "do not fit"),
+        ({"router__sums": np.zeros((3, 5))}, "sums: expected shape"),
     ],
 )
 def test_a_header_or_array_that_does_not_fit(path, changes, message):

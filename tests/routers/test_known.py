@@ -68,6 +68,19 @@ def test_length_updates_come_near_one_fit():
     np.testing.assert_allclose(router.predict(test.queries, test.pool)["output_tokens"].mean, whole, rtol=0.02)
 
 
+def test_length_learned_from_single_answers_follows_candidate_and_prompt():
+    train, _ = lengths(400)
+    router = Length()
+    for i in range(400):
+        router.update(train.take(np.array([i])))
+    assert router.line_.features_.directions.shape[1] == 2  # a constant and prompt tokens
+    short, long = router.predict(queries_of(np.ones((2, 4)), tokens=np.array([50, 2000])), train.pool)[
+        "output_tokens"
+    ].mean
+    assert (long > 1.5 * short).all()
+    assert short[1] > 1.5 * short[0]
+
+
 def test_length_without_its_column_is_an_error_and_without_a_value_the_constant():
     with pytest.raises(OutcomesError, match="output_tokens"):
         Length().fit(replace(toy(), values={}))

@@ -184,7 +184,7 @@ def test_a_table_without_outcomes_cannot_be_fitted():
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("kind", "cubic"), ("l2", 0.0), ("l2", float("nan")), ("rank", 0), ("tokens", "square")]
+    ("option", "value"), [("kind", "cubic"), ("l2", 0.0), ("l2", float("nan")), ("rank", -1), ("tokens", "square")]
 )
 def test_options_out_of_range_name_themselves(option, value):
     with pytest.raises(ConfigError, match=option):

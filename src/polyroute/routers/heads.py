@@ -28,11 +28,13 @@ class Features(NamedTuple):
 
 
 def features(x: Array, rank: int | None, tokens: Array | None) -> Features:
-    """Centred features of rows x [n, d]: all d directions, or the `rank` along which the rows vary most."""
+    """Centred features of rows x [n, d]: all d directions, or the `rank` along which they vary most."""
     d = x.shape[1]
     mean = x.mean(axis=0, dtype=float)
     if rank is None or rank >= d:
         directions = np.eye(d)
+    elif rank == 0:
+        directions = np.zeros((d, 0))
     else:
         centred = x.astype(float) - mean
         directions = np.linalg.eigh(centred.T @ centred)[1][:, : d - rank - 1 : -1]

@@ -37,7 +37,7 @@ class KNN:
 
     def fit(self, outcomes: Outcomes) -> Self:
         self.size_, self.column_ = 0, dict[str, int]()
-        self._x, self._table = np.zeros((0, 0), np.float32), np.zeros((0, 3, 0))
+        self._x, self._table, self.sums_ = np.zeros((0, 0), np.float32), np.zeros((0, 3, 0)), np.zeros((3, 0))
         self.update(outcomes)
         return self
 
@@ -55,12 +55,11 @@ class KNN:
         table = np.pad(self._table, ((0, 0), (0, 0), (0, gained))) if gained else self._table
         held = self._x if self._x.shape[1] else np.zeros((0, x.shape[1]), np.float32)
         self._x, self._table = _append(held, self.size_, x), _append(table, self.size_, rows)
-        self._view(self.size_ + len(x))
+        self._view(self.size_ + len(x), np.pad(self.sums_, ((0, 0), (0, gained))) + rows.sum(axis=0))
 
-    def _view(self, size: int) -> None:
-        self.size_ = size
+    def _view(self, size: int, sums: Array) -> None:
+        self.size_, self.sums_ = size, sums  # sums: [3, m], of table_ over its rows
         self.x_, self.table_ = self._x[:size], self._table[:size]  # [n, d] unit rows; [n, 3, m] y, y squared, seen
-        self.sums_ = self.table_.sum(axis=0)  # [3, m]
         self._overall.clear()
 
     def _work_out(self, pool: Sequence[Candidate]) -> Overall:
@@ -97,7 +96,7 @@ class KNN:
         if self.size_ is None:
             raise NotFittedError(self)
         params = {"k": self.k, "kappa": self.kappa, "metric": self.metric, "prior": self.prior}
-        return params | {"candidates": list(self.column_)}, {"x": self.x_, "table": self.table_}
+        return params | {"candidates": list(self.column_)}, {"x": self.x_, "table": self.table_, "sums": self.sums_}
 
     @classmethod
     def from_state(cls, params: Mapping[str, Any], arrays: Mapping[str, Array]) -> Self:
@@ -106,7 +105,7 @@ class KNN:
         router.column_ = {name: j for j, name in enumerate(candidates)}
         router._x = check_shape("x", np.asarray(arrays["x"], np.float32), (None, None))
         router._table = check_shape("table", np.asarray(arrays["table"], float), (len(router._x), 3, len(candidates)))
-        router._view(len(router._x))
+        router._view(len(router._x), check_shape("sums", np.asarray(arrays["sums"], float), (3, len(candidates))))
         return router
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from polyroute.errors import ConfigError
 from polyroute.routers.constant import Constant
 from polyroute.routers.linear import Linear
-from polyroute.routers.rows import check_shape, observed
+from polyroute.routers.rows import PerPool, check_shape, observed
 from polyroute.types import Array, Candidate, Estimate, Estimates, Outcomes, Query
 
 TYPICAL_TOKENS = 200.0  # of an answer nobody measured: the completion of the reference request
@@ -22,7 +22,8 @@ class Length:
 
     A mean of logs understates the mean, so each candidate's estimates are scaled to give the total it wrote. Candidates
     without outcomes, and every candidate before `fit`, are estimated at `typical` tokens, with a std as large. Nothing
-    is estimated above what the query allows (`max_output`). The std is the doubt about the mean.
+    is estimated above what the query allows (`max_output`). The std is the doubt about the mean. `update` before `fit`
+    starts lines on prompt tokens alone, since no direction of the embedding can be told from a few answers.
     It can only learn what the table holds: some public tables fill this column with assumed constants, and a claim
     about length, latency or cost that rests on those says nothing.
     """
@@ -33,26 +34,31 @@ class Length:
         self.l2, self.rank, self.typical = l2, rank, typical
         self.line_: Linear | None = None  # on the log scale
         self.totals_ = np.zeros((2, 0))  # per column of line_: tokens written, tokens the line would have said
+        self._scale = PerPool(self._scales)
 
     def fit(self, outcomes: Outcomes) -> Self:
-        logs = _logs(outcomes)
-        self.line_, self.totals_ = None, np.zeros((2, 0))
-        if logs.observed.any():
-            before = Constant(LOGARITHM, float(np.log1p(self.typical)), 1.0)
-            self.line_ = Linear(LOGARITHM, "ridge", self.l2, self.rank, tokens="log", prior=before).fit(logs)
-            self._total(outcomes)
+        self._start(outcomes, self.rank)
         return self
 
     def update(self, outcomes: Outcomes) -> None:
-        """Learn from more answers; from the first ones if there were none before."""
+        """Learn from more answers."""
         if self.line_ is None:
-            self.fit(outcomes)
+            self._start(outcomes, 0)
             return
         self.line_.update(_logs(outcomes))
         self._total(outcomes)
 
+    def _start(self, outcomes: Outcomes, rank: int | None) -> None:
+        logs = _logs(outcomes)
+        self.line_, self.totals_ = None, np.zeros((2, 0))
+        if logs.observed.any():
+            before = Constant(LOGARITHM, float(np.log1p(self.typical)), 1.0)
+            self.line_ = Linear(LOGARITHM, "ridge", self.l2, rank, tokens="log", prior=before).fit(logs)
+            self._total(outcomes)
+
     def _total(self, outcomes: Outcomes) -> None:
         assert self.line_ is not None
+        self._scale.clear()
         y, seen = observed(outcomes, "output_tokens")
         if not y.size:
             return
@@ -76,7 +82,7 @@ class Length:
             mean, std = capped, std * (capped / np.maximum(mean, 1e-9))
         return {"output_tokens": Estimate(mean, std)}
 
-    def _scale(self, pool: Sequence[Candidate]) -> Array:
+    def _scales(self, pool: Sequence[Candidate]) -> Array:
         """What to multiply exp(mean log) by, [m]; drawn to 1 as if ten typical answers had been foretold exactly."""
         assert self.line_ is not None
         wrote, said = self.totals_ + 10.0 * self.typical

@@ -66,8 +66,8 @@ class Linear:
             raise ConfigError("kind", got=kind, expected="'ridge' or 'logistic'")
         if not l2 > 0:
             raise ConfigError("l2", got=l2, expected="a penalty above 0")
-        if rank is not None and rank < 1:
-            raise ConfigError("rank", got=rank, expected="a number of directions, 1 or more, or None")
+        if rank is not None and rank < 0:
+            raise ConfigError("rank", got=rank, expected="a number of directions, 0 or more, or None")
         if tokens not in (None, "linear", "log"):
             raise ConfigError("tokens", got=tokens, expected="'linear', 'log' or None")
         self.metric, self.l2, self.rank, self.tokens, self.prior = metric, l2, rank, tokens, prior
