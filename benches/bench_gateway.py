@@ -25,6 +25,7 @@ from benches.gateway.native import Mock, ToolError, start_mock
 from benches.gateway.peers import NotAvailable, Peer, start_peer
 from benches.gateway.soak import soak
 
+Row = dict[str, object]
 PEERS = ("nginx", "envoy", "litellm", "polyroute")
 PACKAGES = ("polyroute", "numpy", "uvloop", "httptools", "msgspec", "uvicorn", "prometheus-client", "wordllama")
 
@@ -100,22 +101,26 @@ def lanes_of(peers: Sequence[Peer], *, quick: bool) -> list[Lane]:
     return lanes
 
 
-def measure_all(bench: Bench, lanes: Sequence[Lane], args: argparse.Namespace) -> list[dict[str, object]]:
-    """All rows. Lanes take turns within every run, so that a slow minute of the machine meets all of them."""
-    rows, begun = [], time.monotonic()
+def measure_all(bench: Bench, lanes: Sequence[Lane], args: argparse.Namespace, missing: dict[str, str]) -> list[Row]:
+    """All rows. Lanes take turns within every run, so that a slow minute of the machine meets all of them.
+
+    A lane that breaks is left out from there on, its reason noted in `missing`.
+    """
+    rows: list[Row] = []
+    begun = time.monotonic()
     for run in range(args.runs):
-        for lane in (lane for lane in lanes if run < lane.max_runs):
+        for lane in (lane for lane in lanes if run < lane.max_runs and lane.name not in missing):
             if lane.peer is not None:
                 lane.peer.resume()
-            for mode, concurrency in plan(args.concurrency, args.modes):
-                row = bench.row(lane, mode, concurrency, args.seconds, run)
-                rows.append(row)
-                rate = row["requests_per_s"] if mode == "json" else row["events_per_s"]
-                unit = "requests" if mode == "json" else "events"
-                say(
-                    f"{time.monotonic() - begun:5.0f} s  run {run + 1}/{args.runs}  {lane.name:<14} {mode:<5} "
-                    f"c={concurrency:<3} {rate:>10,.0f} {unit}/s  {table.flag(row)}"
-                )
+            try:
+                for mode, concurrency in plan(args.concurrency, args.modes):
+                    rows.append(bench.row(lane, mode, concurrency, args.seconds, run))
+                    say(f"{time.monotonic() - begun:5.0f} s  run {run + 1}/{args.runs}  {table.brief(rows[-1])}")
+            except ToolError as error:
+                if lane.peer is None:
+                    raise
+                missing[lane.name] = f"broke in run {run + 1}: {error}"
+                say(f"{lane.name}: {missing[lane.name]}")
             if lane.peer is not None:
                 lane.peer.pause()
     return rows
@@ -155,7 +160,7 @@ def header(args: argparse.Namespace, bench: Bench, peers: Sequence[Peer]) -> str
 class Found:
     """Everything one run of the bench measured."""
 
-    rows: list[dict[str, object]]
+    rows: list[Row]
     missing: dict[str, str]  # peer -> why it was not measured
     peers: list[Peer]
     soaked: dict[str, object] | None = None
@@ -175,7 +180,7 @@ def measure(args: argparse.Namespace, proxy_core: int, load_core: int) -> Found:
         stack.enter_context(machine.kept_awake(on=not args.no_awake))
         bench = Bench(behind=behind, direct=direct, proxy_core=proxy_core, load_core=load_core, folder=folder)
         peers, missing = start_all(args.peers, bench, install=not args.no_install, stack=stack)
-        found = Found(measure_all(bench, lanes_of(peers, quick=args.quick), args), missing, peers)
+        found = Found(measure_all(bench, lanes_of(peers, quick=args.quick), args, missing), missing, peers)
         ours = next((peer for peer in peers if peer.name == "polyroute"), None)
         if ours is not None:
             ours.resume()

@@ -27,18 +27,23 @@ def time_calls(call: Callable[[int], object], *, warmup: int = 200, runs: int = 
 def measure_decide() -> dict[str, object]:
     """p50_us and p99_us of one decision of the serving router, or not_available with the reason."""
     try:
-        from polyroute.constraints import fits_context, offers_needs
-        from polyroute.decide import decide
-        from polyroute.gateway.brain import objective_for
-        from polyroute.gateway.build import load_router, serving_router
-        from polyroute.policies.greedy import Greedy
-        from polyroute.signals import featuriser
-        from polyroute.types import Candidate, Profile, Query
-
-        fitted = load_router("default")
-        embed = featuriser(fitted.features)
-    except (ImportError, OSError, ValueError) as error:
+        return decide_on_twelve()
+    except Exception as error:  # whatever it is, the rows that took minutes are still printed
         return {"not_available": f"{type(error).__name__}: {error}"}
+
+
+def decide_on_twelve() -> dict[str, object]:
+    """The shipped router as the gateway serves it, over a pool of made-up models."""
+    from polyroute.constraints import fits_context, offers_needs
+    from polyroute.decide import decide
+    from polyroute.gateway.brain import objective_for
+    from polyroute.gateway.build import load_router, serving_router
+    from polyroute.policies.greedy import Greedy
+    from polyroute.signals import featuriser
+    from polyroute.types import Candidate, Profile, Query
+
+    fitted = load_router("default")
+    embed = featuriser(fitted.features)
     pool = [
         Candidate(
             f"model-{j}", profile=Profile(0.1 * 1.5**j, 0.4 * 1.5**j, 128_000, ability={"general": 0.2 * j - 0.5})

@@ -49,6 +49,12 @@ def summarise(rows: Sequence[Row]) -> Summary:
     return summary
 
 
+def brief(row: Row) -> str:
+    """One row while it runs."""
+    unit, rate = ("requests", row["requests_per_s"]) if row["mode"] == "json" else ("events", row["events_per_s"])
+    return f"{row['lane']:<14} {row['mode']:<5} c={row['concurrency']:<3} {rate:>10,.0f} {unit}/s  {flag(row)}"
+
+
 def trust(rows: Sequence[Row]) -> str:
     """One line: how undisturbed the run was."""
     flagged = sum(bool(flag(row)) for row in rows)

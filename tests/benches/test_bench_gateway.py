@@ -207,6 +207,27 @@ def test_unknown_words_on_the_command_line_are_refused(capsys: pytest.CaptureFix
     assert (args.seconds, args.runs, args.concurrency, args.peers) == (0.5, 1, [1, 16], ["nginx"])
 
 
+def test_a_lane_that_breaks_leaves_the_others_standing():
+    class Broken:
+        def row(self, lane: Lane, mode: str, concurrency: int, seconds: float, run: int) -> dict[str, object]:
+            if lane.name == "bad" and concurrency == 16:
+                raise native.ToolError("the load generator failed: cannot connect")
+            return row(lane.name, mode, concurrency, run)
+
+    class Idle:
+        resume = pause = staticmethod(lambda: None)
+
+    lanes = [Lane(name="direct", peer=None), Lane(name="bad", peer=Idle()), Lane(name="good", peer=Idle(), max_runs=1)]
+    args = bench_gateway.arguments(["--runs", "2", "--concurrency", "1,16", "--modes", "json"])
+    missing: dict[str, str] = {}
+    rows = bench_gateway.measure_all(Broken(), lanes, args, missing)
+    assert [(r["lane"], r["concurrency"], r["run"]) for r in rows] == [
+        ("direct", 1, 0), ("direct", 16, 0), ("bad", 1, 0), ("good", 1, 0), ("good", 16, 0),
+        ("direct", 1, 1), ("direct", 16, 1),
+    ]  # fmt: skip
+    assert missing == {"bad": "broke in run 1: the load generator failed: cannot connect"}
+
+
 needs_compiler = pytest.mark.skipif(not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="no C compiler here")
 
 
