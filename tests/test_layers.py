@@ -36,7 +36,7 @@ LAYERS: dict[str, set[str]] = {
     "data": VOCABULARY,
     "pull": VOCABULARY | {"data"},
     "nn": WITH_KERNELS,
-    "gateway": CORE | {"decide", "artefact", "signals", "pull"},
+    "gateway": CORE | {"data", "decide", "artefact", "signals", "pull"},
     "recipes": UPPER,
     "proofs": UPPER | {"recipes"},
     "cli": UPPER | {"recipes", "proofs", "gateway", "pull"},

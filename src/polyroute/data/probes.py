@@ -1,8 +1,9 @@
 """Self-generated, self-checking questions: they measure a new model without any data set and without a judge.
 
-Six families, each with five levels: arithmetic and word problems (skill math), strings and program output (code),
-ordering and truth puzzles (logic), and reading a short invented text (commonsense: nothing has to be known).
-Everything is drawn from `rng`, so a model cannot have seen the questions.
+Seven families, each with five levels: arithmetic and word problems (skill math), strings and program output (code),
+orderings (logic), reading a short invented text (commonsense: nothing has to be known), and everyday questions any
+usable model answers (knowledge), which anchor the easy end. All but the last are drawn from `rng` from so many
+possibilities that a model cannot have seen them.
 """
 
 from __future__ import annotations
@@ -19,6 +20,16 @@ THINGS = ("apples", "stamps", "marbles", "tickets", "books", "coins", "shells", 
 PLACES = ("harbour", "library", "museum", "station", "market", "bakery", "garden", "school")
 COLOURS = ("red", "blue", "green", "white", "black", "yellow", "brown", "grey")
 WORDS = ("planet", "window", "bridge", "carpet", "silver", "monkey", "guitar", "pepper", "rocket", "tunnel", "basket")
+CAPITALS = {
+    "France": "Paris", "Italy": "Rome", "Spain": "Madrid", "Japan": "Tokyo", "Germany": "Berlin", "Russia": "Moscow",
+    "Egypt": "Cairo", "Greece": "Athens", "England": "London", "China": "Beijing", "Portugal": "Lisbon",
+    "Cuba": "Havana", "Kenya": "Nairobi", "Norway": "Oslo", "Peru": "Lima", "Mongolia": "Ulaanbaatar",
+}  # fmt: skip
+OPPOSITES = {
+    "hot": "cold", "up": "down", "day": "night", "big": "small", "fast": "slow", "open": "closed", "wet": "dry",
+    "early": "late", "full": "empty", "old": "young", "light": "dark", "happy": "sad",
+}  # fmt: skip
+DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 LEVELS = 5
 
 
@@ -167,6 +178,25 @@ def reading(rng: Rng, level: int) -> tuple[str, str, str]:
     return " ".join(lines) + f" {question} Reply with one word.", answer, "word"
 
 
+def everyday(rng: Rng, level: int) -> tuple[str, str, str]:
+    ask = str(rng.choice(["Answer in one word.", "One word, please.", "Reply with one word."]))
+    if level == 1:
+        word = str(rng.choice(WORDS))
+        return str(rng.choice([f"Say {word}.", f'Please repeat this word: "{word}"'])), word, "word"
+    if level == 2:
+        a, b = (int(v) for v in rng.integers(1, 6, size=2))
+        question = rng.choice([f"What is {a}+{b}?", f"how much is {a} plus {b}", f"{a} + {b} = ?"])
+        return str(question), str(a + b), "number"
+    if level == 3:
+        word = str(rng.choice(list(OPPOSITES)))
+        return f'What is the opposite of "{word}"? {ask}', OPPOSITES[word], "word"
+    if level == 4:
+        at = int(rng.integers(7))
+        return f"Which day comes after {DAYS[at]}? {ask}", DAYS[(at + 1) % 7], "word"
+    country = str(rng.choice(list(CAPITALS)))
+    return f"What is the capital of {country}? {ask}", CAPITALS[country], "word"
+
+
 FAMILIES: dict[str, tuple[str, Callable[[Rng, int], tuple[str, str, str]]]] = {
     "arithmetic": ("math", arithmetic),
     "word-problem": ("math", word_problem),
@@ -174,6 +204,7 @@ FAMILIES: dict[str, tuple[str, Callable[[Rng, int], tuple[str, str, str]]]] = {
     "program": ("code", program),
     "ordering": ("logic", ordering),
     "reading": ("commonsense", reading),
+    "everyday": ("knowledge", everyday),
 }
 
 

@@ -193,4 +193,4 @@ def read_signals(view: View, endpoint: str) -> tuple[str, frozenset[str], int]:
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             raise BadRequestError(f"messages[{i}]: expected an object with a role.", f"messages[{i}]")
     needs = needs_of(messages, tools=given(view.tools), response_format=view.response_format)
-    return routing_text(messages), needs, count_tokens(view.messages) + count_tokens(view.tools)
+    return routing_text(messages), needs, count_tokens(bytes(view.messages)) + count_tokens(bytes(view.tools))

@@ -142,6 +142,7 @@ def served(name: str, policy: PolicyConfig, pool: Sequence[Candidate]) -> Served
         cheapest = min(kept, key=lambda c: (c.profile.price_out, c.profile.price_in)).id
         budget = Budget(BudgetConfig(limit=policy.budget_usd_per_request, fallback=cheapest), chooser)
         chooser, settle = budget, budget.spent
+        constraints.append(budget.within_budget)
     return ServedPolicy(
         name=name, policy=chooser, objective=objective, pool=kept, constraints=constraints, trade_off=trade_off,
         settle=settle,

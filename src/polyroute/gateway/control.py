@@ -19,6 +19,7 @@ from polyroute.gateway.answers import ClientGoneError, Headers, Receive, Scope, 
 from polyroute.gateway.brain import ServedPolicy, new_id, reference_cost
 from polyroute.gateway.records import FeedbackRecord
 from polyroute.gateway.road import explained, trade_off_of
+from polyroute.gateway.telemetry import CONTENT_TYPE
 from polyroute.gateway.wire import BadRequestError, given, read_view
 
 if TYPE_CHECKING:
@@ -196,7 +197,7 @@ async def ready(gateway: Gateway, scope: Scope, receive: Receive, send: Send) ->
 async def metrics(gateway: Gateway, scope: Scope, receive: Receive, send: Send) -> None:
     """GET /metrics in Prometheus' text format."""
     gateway.telemetry.sample(gateway.gauges())
-    await send_bytes(send, 200, gateway.telemetry.render(), b"text/plain; version=0.0.4; charset=utf-8")
+    await send_bytes(send, 200, gateway.telemetry.render(), CONTENT_TYPE)
 
 
 async def summary(gateway: Gateway, scope: Scope, receive: Receive, send: Send) -> None:

@@ -73,6 +73,7 @@ class Exchange:
     usage: Usage | None = None
     raw_usage: dict[str, object] | None = None
     stream: Stream | None = None
+    path_taken: str = "upstream"  # or replay: a recording answered, not a model
     headers: dict[bytes, bytes] = field(default_factory=dict)
 
 
@@ -201,6 +202,7 @@ async def forward(gateway: Gateway, sent: Headers, send: Send, road: Exchange, v
         road.attempts += 1
         last = candidate is allowed[-1]
         backend = gateway.backends[candidate.id]
+        road.path_taken = backend.path
         spliced = replace_model(body, gateway.upstream_names[candidate.id])
         waiting = perf_counter()
         try:
@@ -356,7 +358,7 @@ def decision_headers(road: Exchange) -> Headers:
         "x-polyroute-selected-model": road.candidate.id,
         "x-polyroute-policy": record.policy,
         "x-polyroute-reason": record.because if road.attempts == 1 else f"fallback after {road.error}",
-        "x-polyroute-path": "upstream",
+        "x-polyroute-path": road.path_taken,
         "x-polyroute-attempts": road.attempts,
         "x-polyroute-overhead-ms": f"{overhead:.3f}",
     }

@@ -282,7 +282,7 @@ def upstream_headers(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, by
 
 def downstream_headers(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
     """The backend's headers that the client may see; the length is set again by whoever sends the body."""
-    return [(k, v) for k, v in headers if k not in NOT_DOWNSTREAM]
+    return [(k, v) for k, v in headers if k not in NOT_DOWNSTREAM and not k.startswith(b"x-polyroute-")]
 
 
 def header_values(pairs: Mapping[str, object]) -> list[tuple[bytes, bytes]]:

@@ -35,7 +35,7 @@ SKILL = {
     "commonsense_qa": "commonsense", "openbook_qa": "commonsense", "logicgrid": "logic", "commongen": "writing",
     "mt_bench": "writing",
 }  # fmt: skip
-PROBE_SEED = 7
+LOCAL_WEIGHT = 8.0  # a local outcome counts this often: they are few, and all there is on the easy end
 
 
 def local_outcomes() -> dict[str, Any]:
@@ -54,7 +54,10 @@ def table(path: Path, split: str) -> Outcomes:
 
 def probe_table(recorded: dict[str, Any], gsm8k: dict[str, Query]) -> Outcomes:
     """The local models' outcomes: probes drawn again from their seed, and GSM8K questions by id."""
-    drawn = probes(recorded["per_level"], np.random.default_rng(PROBE_SEED))
+    drawn = [
+        p for draw in recorded["draws"]
+        for p in probes(draw["per_level"], np.random.default_rng(draw["seed"]), draw["families"])
+    ]  # fmt: skip
     asked = {p.id: (Query(p.id, p.prompt), p.skill) for p in drawn}
     asked |= {q.id: (q, "math") for q in gsm8k.values()}
     pool = [Candidate(name) for name in recorded["scores"]]
@@ -94,9 +97,11 @@ def cold_start(data: Path, features: str = "static-1", l2: float | None = None) 
     paths = [data / "outcomes" / f"{name}.parquet" for name in TABLES]
     train = embedded(stacked([*(table(p, "train") for p in paths), local]), features)
     valid = embedded(stacked([table(p, "valid") for p in paths]), features)
+    weight = np.ones(len(train))
+    weight[-len(local) :] = LOCAL_WEIGHT
     tried = {}
-    for penalty in (1.0, 3.0, 10.0, 30.0, 100.0) if l2 is None else (l2,):
-        router = IRT(l2=penalty).fit(train)
+    for penalty in (3.0, 10.0, 30.0) if l2 is None else (l2,):
+        router = IRT(l2=penalty).fit(train, weight)
         tried[penalty] = (brier(router.predict(valid.queries, valid.pool)["quality"].mean, truth(valid)), router)
         print(f"l2 {penalty:>5}: Brier score on the valid splits {tried[penalty][0]:.4f}", file=sys.stderr)
     best = min(tried, key=lambda penalty: tried[penalty][0])

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 import urllib.request
 from dataclasses import dataclass
 from importlib.resources import files
@@ -124,15 +125,21 @@ def main() -> int:
     p.add_argument("--url", default="http://127.0.0.1:8080/v1")
     p.add_argument("--model", default="qwen2.5-coder-0.5b")
     p.add_argument("--per-level", type=int, default=9)
+    p.add_argument("--minutes", type=float, default=25.0, help="stop after so long; what is there is kept")
     p.add_argument("-o", "--output", type=Path, default=Path("src/polyroute/data/budget_outcomes.json"))
     args = p.parse_args()
     asked = items(args.per_level)
-    rows: dict[str, Any] = {}
-    for i, probe in enumerate(asked):
-        rows[probe.id] = record_item(args.url, args.model, probe)
-        print(f"\r{i + 1}/{len(asked)} items", end="", file=sys.stderr, flush=True)
     header = {"model": args.model, "seed": 63, "per_level": args.per_level, "budgets": list(BUDGETS)}
-    args.output.write_text(json.dumps(header | {"items": rows}), encoding="utf-8")
+    rows: dict[str, Any] = {}
+    end = time.monotonic() + 60 * args.minutes
+    for i, probe in enumerate(asked):
+        if time.monotonic() > end:
+            print(f"\nstopped after {args.minutes:g} minutes", end="", file=sys.stderr)
+            break
+        rows[probe.id] = record_item(args.url, args.model, probe)
+        args.output.write_text(json.dumps(header | {"items": rows}) + "\n", encoding="utf-8")
+        print(f"\r{i + 1}/{len(asked)} items", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
     return 0
 
 

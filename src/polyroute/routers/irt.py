@@ -11,34 +11,41 @@ from polyroute.errors import MissingExtraError, NotFittedError, OutcomesError
 from polyroute.routers.rows import PerPool, embeddings, nothing, observed
 from polyroute.types import Array, Candidate, Estimate, Estimates, Outcomes, Query
 
+SKILL_SCALE = 10.0  # a penalty on the weight of a column scaled by 10 weighs a hundredth
+
 
 class IRT:
     """P(right) = sigmoid(skills(query) . ability(candidate) - difficulty(query)).
 
     `skills` is a mixture over named skills, learned from `labels["skill"]` (or `labels["dataset"]`); `difficulty` is
-    linear in the embedding and shared by all candidates; `ability` is one logit a skill. A candidate brings its
-    abilities in `profile.ability` or was seen in fit; of one that is neither, the router knows only how abilities are
-    spread, and says so in the std. So a pool may change while we serve.
+    linear in the embedding and the skills and shared by all candidates; `ability` is one logit a skill. A candidate
+    brings its abilities in `profile.ability` or was seen in fit; of one that is neither, the router knows only how
+    abilities are spread, and says so in the std. So a pool may change while we serve.
 
     Source: item response theory (Rasch 1960) with a multi-skill ability; difficulty from text as in IRT-Router
     (arXiv:2506.01048). Here difficulty is ridge-regularised and abilities are shrunk to the candidate's own mean.
     """
 
-    def __init__(self, metric: str = "quality", *, l2: float = 3.0, shrink: float = 1.0, skill_l2: float = 1e-3):
+    def __init__(self, metric: str = "quality", *, l2: float = 10.0, shrink: float = 4.0, skill_l2: float = 1e-3):
         self.metric, self.l2, self.shrink, self.skill_l2 = metric, l2, shrink, skill_l2
         self._abilities = PerPool(self.abilities)
 
-    def fit(self, outcomes: Outcomes) -> Self:
-        """Learn skills, difficulty and abilities. Raises OutcomesError without a label to name skills by."""
+    def fit(self, outcomes: Outcomes, weight: Array | None = None) -> Self:
+        """Learn skills, difficulty and abilities. weight: [n] how often each query counts; None: once.
+
+        Raises: OutcomesError without a label to name skills by.
+        """
         x = embeddings(outcomes.queries)  # [n, d]
         label = outcomes.labels.get("skill", outcomes.labels.get("dataset"))
         if label is None:
             raise OutcomesError("labels: expected a column skill or dataset that names skills, got none.")
         self.skills_, target = np.unique(np.asarray(label, dtype=str), return_inverse=True)
-        self.skill_weight_, self.skill_bias_ = softmax_regression(x, target, len(self.skills_), self.skill_l2)
+        weight = np.ones(len(x)) if weight is None else np.asarray(weight, dtype=float)
+        self.skill_weight_, self.skill_bias_ = softmax_regression(x, target, len(self.skills_), self.skill_l2, weight)
         mixture = self.mixture(x)  # [n, s]
         y, known = observed(outcomes, self.metric)  # [n, m]
-        solved = abilities_and_difficulty(mixture, x, y, known, self.l2, self.shrink)
+        count = known * weight[:, None]
+        solved = abilities_and_difficulty(mixture, difficult(x, mixture), y, count, self.l2, self.shrink)
         self.ability_, self.ability_std_, self.difficulty_, self.difficulty_std_ = solved
         self.column_ = {candidate.id: j for j, candidate in enumerate(outcomes.pool)}
         seen = self.ability_.mean(axis=0)
@@ -84,19 +91,20 @@ class IRT:
             raise NotFittedError(self)
         if not len(queries) or not len(pool):
             return nothing(self.metric, len(queries), len(pool))
-        x = embeddings(queries, width=len(self.difficulty_))
+        x = embeddings(queries, width=len(self.skill_weight_))
         ability, std = self._abilities(pool)
-        logit = self.mixture(x) @ ability.T - (x @ self.difficulty_)[:, None]  # [n, m]
+        mixture = self.mixture(x)
+        logit = mixture @ ability.T - (difficult(x, mixture) @ self.difficulty_)[:, None]  # [n, m]
         mean = 1 / (1 + np.exp(-logit))
         doubt = np.sqrt(std[None, :] ** 2 + self.difficulty_std_**2)
         return {self.metric: Estimate(mean, mean * (1 - mean) * doubt)}
 
     def explain(self, query: Query) -> dict[str, Any]:
         """What the router sees in one query: difficulty in logits, share of each skill."""
-        x = embeddings([query], width=len(self.difficulty_))
+        x = embeddings([query], width=len(self.skill_weight_))
         shares = self.mixture(x)[0]
         return {
-            "difficulty": float(x[0] @ self.difficulty_),
+            "difficulty": float(difficult(x, shares[None])[0] @ self.difficulty_),
             "skills": {str(name): round(float(share), 3) for name, share in zip(self.skills_, shares, strict=True)},
         }
 
@@ -109,8 +117,9 @@ class IRT:
         y = np.asarray(scores, dtype=float)
         if not len(queries) or y.shape != (len(queries),) or not np.isfinite(y).all():
             raise OutcomesError(f"scores: expected a finite score for each of 1 or more queries, got {y!r}.")
-        x = embeddings(queries, width=len(self.difficulty_))
-        mixture, offset = self.mixture(x), x @ self.difficulty_
+        x = embeddings(queries, width=len(self.skill_weight_))
+        mixture = self.mixture(x)
+        offset = difficult(x, mixture) @ self.difficulty_
         s = len(self.prior_mean_)
         level = np.full((s, s), 1 / s)
         precision = level / self.prior_std_**2 + (np.eye(s) - level) / 0.5**2  # skills differ by about half a logit
@@ -148,23 +157,29 @@ class IRT:
         return self
 
 
-def softmax_regression(x: Array, target: Array, num_classes: int, l2: float) -> tuple[Array, Array]:
-    """(weight [d, s], bias [s]) of a multinomial logistic regression. x: [n, d]; target: [n] int."""
+def difficult(x: Array, mixture: Array) -> Array:
+    """[n, d + s] what difficulty is linear in. A skill's own level is hardly penalised: it is common to all."""
+    return np.concatenate([x, SKILL_SCALE * mixture], axis=1)
+
+
+def softmax_regression(x: Array, target: Array, num_classes: int, l2: float, count: Array) -> tuple[Array, Array]:
+    """(weight [d, s], bias [s]) of a multinomial logistic regression. x: [n, d]; target: [n] int; count: [n]."""
     try:
         from scipy.optimize import minimize
     except ImportError:
         raise MissingExtraError("scipy", "data") from None
-    n, d = x.shape
+    d = x.shape[1]
     onehot = np.eye(num_classes)[target]
+    share = count / count.sum()
 
     def loss(flat: Array) -> tuple[float, Array]:
         weight, bias = flat[:-num_classes].reshape(d, num_classes), flat[-num_classes:]
         z = x @ weight + bias
         z -= z.max(axis=1, keepdims=True)
         total = np.log(np.exp(z).sum(axis=1))
-        residual = np.exp(z - total[:, None]) - onehot
-        value = (total - (z * onehot).sum(axis=1)).mean() + 0.5 * l2 * (weight**2).sum()
-        return value, np.concatenate([(x.T @ residual / n + l2 * weight).ravel(), residual.mean(axis=0)])
+        residual = (np.exp(z - total[:, None]) - onehot) * share[:, None]
+        value = share @ (total - (z * onehot).sum(axis=1)) + 0.5 * l2 * (weight**2).sum()
+        return value, np.concatenate([(x.T @ residual + l2 * weight).ravel(), residual.sum(axis=0)])
 
     x = x.astype(np.float64)
     start = np.zeros(d * num_classes + num_classes)
@@ -173,12 +188,13 @@ def softmax_regression(x: Array, target: Array, num_classes: int, l2: float) -> 
 
 
 def abilities_and_difficulty(
-    mixture: Array, x: Array, y: Array, known: Array, l2: float, shrink: float, steps: int = 12
+    mixture: Array, x: Array, y: Array, count: Array, l2: float, shrink: float, steps: int = 12
 ) -> tuple[Array, Array, Array, float]:
     """Newton's method for the convex problem logit = mixture . ability_m - x . w, with missing outcomes left out.
 
-    mixture: [n, s]; x: [n, d]; y: [n, m] in 0..1; known: [n, m] bool. l2: penalty on w; shrink: penalty on an
-    ability's distance from its candidate's mean. Returns ability [m, s], its std [m] (logits), w [d], and the std that w leaves, logits.
+    mixture: [n, s]; x: [n, d]; y: [n, m] in 0..1; count: [n, m], 0 where not seen. l2: penalty on w; shrink: penalty
+    on an ability's distance from its candidate's mean. Returns ability [m, s], its std [m] (logits), w [d], and the
+    std that w leaves, logits.
     """
     s, d, m = mixture.shape[1], x.shape[1], y.shape[1]
     ability, w = np.zeros((m, s)), np.zeros(d)
@@ -186,8 +202,8 @@ def abilities_and_difficulty(
     size = m * s + d
     for _ in range(steps):
         p = 1 / (1 + np.exp(-(mixture @ ability.T - (x @ w)[:, None])))  # [n, m]
-        residual = np.where(known, p - y, 0.0)
-        curve = np.where(known, np.maximum(p * (1 - p), 1e-4), 0.0)
+        residual = count * (p - y)
+        curve = count * np.maximum(p * (1 - p), 1e-4)
         hessian, gradient = np.zeros((size, size)), np.zeros(size)
         for j in range(m):
             at = slice(j * s, (j + 1) * s)
@@ -204,5 +220,5 @@ def abilities_and_difficulty(
             break
     covariance = np.linalg.inv(hessian)
     std = np.sqrt(np.array([np.diag(covariance)[j * s : (j + 1) * s].mean() for j in range(m)]))
-    doubt = np.sqrt(np.einsum("nd,de,ne->n", x, covariance[m * s :, m * s :], x).mean())
+    doubt = np.sqrt(((x @ covariance[m * s :, m * s :]) * x).sum(axis=1).mean())
     return ability, std, w, float(doubt)

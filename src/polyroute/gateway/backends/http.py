@@ -32,6 +32,8 @@ class HttpBackend:
     `status` asks nobody: it tells how the last call went, for half a minute.
     """
 
+    path = "upstream"
+
     def __init__(
         self,
         id: str,

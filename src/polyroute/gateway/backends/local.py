@@ -45,6 +45,8 @@ class LocalBackend:
     worker_command: another worker to run instead, for tests; see supervise.py for what it must do.
     """
 
+    path = "upstream"
+
     def __init__(
         self,
         id: str,

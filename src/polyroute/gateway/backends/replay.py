@@ -59,6 +59,8 @@ class ReplayBackend:
     Every answer carries `x-polyroute-path: replay` and `x-polyroute-usage: recorded` or `estimated`.
     """
 
+    path = "replay"
+
     def __init__(
         self,
         id: str,

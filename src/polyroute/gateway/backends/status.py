@@ -22,6 +22,7 @@ class Backend(Protocol):
     """Somewhere a request can be sent: a server by URL, a local model, a recording."""
 
     id: str
+    path: str  # upstream or replay: the x-polyroute-path of its answers
 
     async def send(self, path: str, headers: Headers, body: bytes, timeouts: Timeouts) -> Reply:
         """POST `body` to `path` (like /v1/chat/completions); the model's name in it is already the backend's own.
