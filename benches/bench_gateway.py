@@ -206,8 +206,9 @@ def report(found: Found) -> None:
         print(table.ratio_table(summary) + "\n")
     if found.soaked:
         line = (
-            "soak: {requests:,} requests, {errors} errors; {base_mb} MB at its start, then {least_mb} to {most_mb} MB"
+            "soak: {base_mb} MB after {warm_requests:,} requests to warm up; {least_mb} to {most_mb} MB over the next "
         )
+        line += "{requests:,}; {errors} errors"
         print(line.format(**found.soaked) + "\n")
     if found.told is not None:
         print(f"the gateway's own count: {json.dumps(found.told)}")
