@@ -22,7 +22,9 @@ CAP = 2_000  # characters of the text to route on
 READ = 20_000  # characters read of one message: half from its head, half from its tail
 DEPTH = 4  # how deep lists of parts nest
 SMALLEST = 24  # characters; a smaller piece of an older turn says nothing
-SHORT = 200  # characters of context for an empty last turn; each character written takes the place of four
+SHORT = 600  # characters of context for an empty last turn; each character written takes the place of TRADE
+TRADE = 12
+WORD = 16  # characters of a word cut in two that are left out
 
 USERS = frozenset({"user", "human"})
 ANSWERERS = frozenset({"assistant", "model", "ai"})
@@ -87,7 +89,7 @@ def context_room(last: str, cap: int) -> tuple[int, int]:
     """
     density = 3 if sum(c >= "\u2e80" for c in last[:SHORT]) > len(last[:SHORT]) / 2 else 1
     length = len(last) * density
-    return min(max(length, SHORT - 4 * length), cap // 2) // density, SMALLEST // density
+    return min(max(length, SHORT - TRADE * length), cap // 2) // density, SMALLEST // density
 
 
 def written(messages: Sequence[Any]) -> Iterator[tuple[bool, str]]:
@@ -192,6 +194,16 @@ def sample(text: str, cap: int) -> str:
         half = max(cap - 1, 0) // 2
         return f"{text[:half]}\n{text[len(text) - half :]}" if half else ""
     head, middle = cap // 2, cap // 5
-    tail = cap - head - middle - 2
-    start = (len(text) - middle) // 2
-    return f"{text[:head]}\n{text[start : start + middle]}\n{text[-tail:]}"
+    tail, start = cap - head - middle - 2, (len(text) - middle) // 2
+    inner = without_first_word(without_last_word(text[start : start + middle]))
+    return f"{without_last_word(text[:head])}\n{inner}\n{without_first_word(text[-tail:])}"
+
+
+def without_last_word(piece: str) -> str:
+    """The piece up to its last space, where that is near: a word cut in two means something else."""
+    at = piece.rfind(" ", len(piece) - WORD)
+    return piece if at < 0 else piece[:at]
+
+
+def without_first_word(piece: str) -> str:
+    return piece[piece.find(" ", 0, WORD) + 1 :]

@@ -17,7 +17,6 @@ FEATURISERS: dict[str, str] = {
 }
 
 
-@functools.cache
 def featuriser(name: str = "static-1") -> Featuriser:
     """The featuriser of this name, loaded once a process; safe to call from several threads.
 
@@ -27,7 +26,13 @@ def featuriser(name: str = "static-1") -> Featuriser:
     """
     if name not in FEATURISERS:
         raise UnknownNameError("featuriser", name, FEATURISERS)
-    module, _, attribute = FEATURISERS[name].partition(":")
+    return load(FEATURISERS[name])
+
+
+@functools.cache
+def load(where: str) -> Featuriser:
+    """The featuriser made by `module:Class`."""
+    module, _, attribute = where.partition(":")
     made: Featuriser = getattr(importlib.import_module(module), attribute)()
     return made
 

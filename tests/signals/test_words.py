@@ -1,0 +1,73 @@
+"""The memory of words gives the tokeniser's own tokens."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from polyroute.signals import words
+from polyroute.signals.words import WordTokens
+
+PIECES = st.sampled_from(
+    ["a", "the", " ", "  ", "\n", "\t", ".", "é", "中文", "🎉", "_", "▁", "<s>", "</s>", "\0", "Ab9", "\r"]
+)
+
+
+@pytest.fixture(scope="module")
+def tokens(static):
+    return WordTokens(static.tokens.tokenizer)
+
+
+def whole(tokens, text):
+    return tokens.tokenizer.encode(text, add_special_tokens=False).ids
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(PIECES, max_size=30).map("".join))
+def test_equals_the_tokeniser_on_hard_joints(tokens, text):
+    assert tokens(text) == whole(tokens, text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", " ", "\n", "x", "  two  spaces  ", "line\nline\n\n  indented\n", "Ünïcödé 你好 мир", "a" * 500, "<s>", "a▁ b"],
+    ids=ascii,
+)
+def test_equals_the_tokeniser(tokens, text):
+    assert tokens(text) == whole(tokens, text) == tokens(text)
+
+
+def test_no_token_of_the_vocabulary_crosses_a_segment(tokens):
+    vocabulary = tokens.tokenizer.get_vocab()
+    assert not [token for token in vocabulary if "\n" in token or words.SPACE in token.lstrip(words.SPACE)]
+
+
+def test_memory_is_bounded_and_long_segments_are_not_kept(tokens, monkeypatch):
+    monkeypatch.setattr(words, "MEMORY", 50)
+    fresh = WordTokens(tokens.tokenizer)
+    fresh(" ".join(f"word{i}" for i in range(500)) + " " + "y" * 100)
+    assert 0 < len(fresh.memory) <= 50
+    assert max(map(len, fresh.memory)) <= words.LONGEST
+
+
+def test_threads_share_it(tokens, monkeypatch):
+    monkeypatch.setattr(words, "MEMORY", 20)
+    fresh = WordTokens(tokens.tokenizer)
+    texts = [" ".join(f"n{(i * k) % 37}" for i in range(60)) for k in range(1, 9)]
+    expected = [whole(tokens, text) for text in texts]
+    wrong: list[int] = []
+
+    def work(k):
+        for _ in range(50):
+            if fresh(texts[k]) != expected[k]:
+                wrong.append(k)
+
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(len(texts))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
