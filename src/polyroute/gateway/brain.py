@@ -54,8 +54,12 @@ class Choice(NamedTuple):
     policy: ServedPolicy | None  # None: the client named a concrete model
 
 
-def new_id(prefix: str) -> str:
-    return f"{prefix}_{secrets.token_hex(12)}"
+def new_id(prefix: str, pool: list[str] = []) -> str:  # noqa: B006  # the ids drawn ahead are shared on purpose
+    """A fresh unguessable id: prefix and 24 hex digits. Random bytes are fetched for 256 ids at a time."""
+    if not pool:
+        digits = secrets.token_hex(12 * 256)
+        pool.extend(digits[i : i + 24] for i in range(0, len(digits), 24))
+    return f"{prefix}_{pool.pop()}"
 
 
 def usd_of(candidate: Candidate, prompt_tokens: float, completion_tokens: float) -> float:
@@ -193,4 +197,5 @@ def read_signals(view: View, endpoint: str) -> tuple[str, frozenset[str], int]:
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             raise BadRequestError(f"messages[{i}]: expected an object with a role.", f"messages[{i}]")
     needs = needs_of(messages, tools=given(view.tools), response_format=view.response_format)
-    return routing_text(messages), needs, count_tokens(bytes(view.messages)) + count_tokens(bytes(view.tools))
+    num_tokens = count_tokens(bytes(view.messages))
+    return routing_text(messages), needs, num_tokens + (count_tokens(bytes(view.tools)) if given(view.tools) else 0)

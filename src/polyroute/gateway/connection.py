@@ -52,7 +52,6 @@ class Connection(asyncio.Protocol):
         self._timer_at = NEVER
         self._idle_until = NEVER
         self._writing_paused = self._reading_paused = self._uploading = False
-        self._between = True  # the parser stands between two messages
         self._complete = self._bodiless = self._until_close = self._keep = False
         self._overhead = 0  # bytes read since the last piece of a body
         self._problem = ""
@@ -132,10 +131,10 @@ class Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            self._between = False
             if not self._complete:
                 self._fail("protocol", f"expected an HTTP/1.1 answer, got one that breaks it: {self._problem or error}")
                 return
+            self._keep = False
         if self._complete:
             self._finish()
         elif self._overhead > MAX_HEAD:
@@ -164,7 +163,6 @@ class Connection(asyncio.Protocol):
     # the parser's side
 
     def on_message_begin(self) -> None:
-        self._between = False
         if self._complete:  # a second answer to one request: whatever it is, it is not for the next one
             self._keep = False
 
@@ -204,7 +202,6 @@ class Connection(asyncio.Protocol):
             self._transport.pause_reading()
 
     def on_message_complete(self) -> None:
-        self._between = True
         if self._reply is not None and self._reply.status:
             self._complete = True
 
@@ -215,7 +212,7 @@ class Connection(asyncio.Protocol):
         reply, self._reply = self._reply, None
         assert reply is not None
         reply.finish()
-        if self._keep and self._between and not self._uploading:
+        if self._keep and not self._uploading:
             self.resume()
             self._pool.released(self)
         else:

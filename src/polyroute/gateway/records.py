@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 
-class Weighed(msgspec.Struct, kw_only=True, omit_defaults=True):
+class Weighed(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     """One candidate as it stood when the choice was made. mean and std: metric -> value in its unit."""
 
     id: str
@@ -15,7 +15,7 @@ class Weighed(msgspec.Struct, kw_only=True, omit_defaults=True):
     refused: str | None = None  # the constraint that ruled it out
 
 
-class DecisionRecord(msgspec.Struct, kw_only=True):
+class DecisionRecord(msgspec.Struct, kw_only=True, gc=False):
     """One decision, written before its outcome is known."""
 
     id: str  # decision id, `dec_` and 24 hex digits
@@ -41,7 +41,7 @@ class DecisionRecord(msgspec.Struct, kw_only=True):
     dry_run: bool = False
 
 
-class OutcomeRecord(msgspec.Struct, kw_only=True):
+class OutcomeRecord(msgspec.Struct, kw_only=True, gc=False):
     """What a decision yielded, as far as the gateway saw it."""
 
     decision_id: str
@@ -61,7 +61,7 @@ class OutcomeRecord(msgspec.Struct, kw_only=True):
     error: str | None = None
 
 
-class FeedbackRecord(msgspec.Struct, kw_only=True):
+class FeedbackRecord(msgspec.Struct, kw_only=True, gc=False):
     """A late outcome, reported by whoever used the answer."""
 
     decision_id: str

@@ -126,7 +126,6 @@ class _Peer(asyncio.Protocol):
 
     def __init__(self, upstream: ScriptedUpstream):
         self.upstream = upstream
-        self.number = upstream.num_connections
         self.buffer = b""
         self.current: Seen | None = None
         self.task: asyncio.Task[None] | None = None
@@ -135,6 +134,7 @@ class _Peer(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
+        self.number = self.upstream.num_connections
         self.upstream.num_connections += 1
         self.upstream.connected.add(self.transport)
         self.upstream.changed()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from typing import TextIO
 
@@ -50,5 +51,8 @@ def serve(gateway: Gateway, host: str, port: int, log_level: str = "warning", sa
         lifespan="on", timeout_graceful_shutdown=GRACE_S, timeout_keep_alive=75, backlog=4096,
     )  # fmt: skip
     server = Server(config, gateway, say)
+    gc.collect()
+    gc.freeze()  # what lives as long as the server is not looked through again and again
+    gc.set_threshold(20_000, 20, 50)
     server.run()
     return bool(server.started)

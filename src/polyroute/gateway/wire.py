@@ -287,8 +287,11 @@ def downstream_headers(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, 
 
 def header_values(pairs: Mapping[str, object]) -> list[tuple[bytes, bytes]]:
     """Names and values as header bytes: printable ASCII only, so that no value can end its line."""
-    return [
-        (name.encode(), "".join(c if " " <= c <= "~" else "?" for c in str(value))[:400].encode())
-        for name, value in pairs.items()
-        if value is not None
-    ]
+    return [(name.encode(), one_line(str(value))) for name, value in pairs.items() if value is not None]
+
+
+def one_line(text: str) -> bytes:
+    """Printable ASCII on one line, cut at 4,000 characters."""
+    if not (text.isascii() and text.isprintable()):
+        text = "".join(c if " " <= c <= "~" else "?" for c in text)
+    return text[:4000].encode()

@@ -29,6 +29,7 @@ class IRT:
     def __init__(self, metric: str = "quality", *, l2: float = 10.0, shrink: float = 4.0, skill_l2: float = 1e-3):
         self.metric, self.l2, self.shrink, self.skill_l2 = metric, l2, shrink, skill_l2
         self._abilities = PerPool(self.abilities)
+        self._both: Array | None = None
 
     def fit(self, outcomes: Outcomes, weight: Array | None = None) -> Self:
         """Learn skills, difficulty and abilities. weight: [n] how often each query counts; None: once.
@@ -41,13 +42,16 @@ class IRT:
             raise OutcomesError("labels: expected a column skill or dataset that names skills, got none.")
         self.skills_, target = np.unique(np.asarray(label, dtype=str), return_inverse=True)
         weight = np.ones(len(x)) if weight is None else np.asarray(weight, dtype=float)
-        self.skill_weight_, self.skill_bias_ = softmax_regression(x, target, len(self.skills_), self.skill_l2, weight)
+        found = softmax_regression(x, target, len(self.skills_), self.skill_l2, weight)
+        self.skill_weight_, self.skill_bias_ = found[0].astype(np.float32), found[1]  # float32 is what is saved
         mixture = self.mixture(x)  # [n, s]
         y, known = observed(outcomes, self.metric)  # [n, m]
         count = known * weight[:, None]
         solved = abilities_and_difficulty(mixture, difficult(x, mixture), y, count, self.l2, self.shrink)
         self.ability_, self.ability_std_, self.difficulty_, self.difficulty_std_ = solved
         self.column_ = {candidate.id: j for j, candidate in enumerate(outcomes.pool)}
+        self._both = None
+        self._abilities.clear()
         seen = self.ability_.mean(axis=0)
         self.prior_mean_ = seen  # [s]
         self.prior_std_ = float(max(0.5, np.sqrt(self.ability_.mean(axis=1).var() + 0.25)))
@@ -55,9 +59,14 @@ class IRT:
 
     def mixture(self, x: Array) -> Array:
         """[n, s] share of each skill in each query; rows sum to 1."""
-        z = x @ self.skill_weight_ + self.skill_bias_
-        z = np.exp(z - z.max(axis=1, keepdims=True))
-        return z / z.sum(axis=1, keepdims=True)
+        return softmax(x @ self.skill_weight_ + self.skill_bias_)
+
+    def _fused(self) -> Array:
+        """[d, s + 1] float32: both linear maps of the embedding in one."""
+        if self._both is None:
+            d = len(self.skill_weight_)
+            self._both = np.column_stack([self.skill_weight_, self.difficulty_[:d]]).astype(np.float32)
+        return self._both
 
     def abilities(self, pool: Sequence[Candidate]) -> tuple[Array, Array]:
         """(ability [m, s], std [m]) logits: from the profile where it has any, else from fit, else the spread."""
@@ -93,8 +102,10 @@ class IRT:
             return nothing(self.metric, len(queries), len(pool))
         x = embeddings(queries, width=len(self.skill_weight_))
         ability, std = self._abilities(pool)
-        mixture = self.mixture(x)
-        logit = mixture @ ability.T - (difficult(x, mixture) @ self.difficulty_)[:, None]  # [n, m]
+        seen = x @ self._fused()  # [n, s + 1]: skills, and the part of difficulty that is linear in the embedding
+        mixture = softmax(seen[:, :-1] + self.skill_bias_)
+        level = SKILL_SCALE * self.difficulty_[x.shape[1] :]  # [s]
+        logit = mixture @ (ability - level).T - seen[:, -1:]  # [n, m]
         mean = 1 / (1 + np.exp(-logit))
         doubt = np.sqrt(std[None, :] ** 2 + self.difficulty_std_**2)
         return {self.metric: Estimate(mean, mean * (1 - mean) * doubt)}
@@ -133,13 +144,15 @@ class IRT:
         return {str(k): round(float(v), 3) for k, v in zip(self.skills_, ability, strict=True)}, round(std, 3)
 
     def state(self) -> tuple[dict[str, Any], dict[str, Array]]:
+        if not hasattr(self, "difficulty_"):
+            raise NotFittedError(self)
         params = {
             "metric": self.metric, "l2": self.l2, "shrink": self.shrink, "skill_l2": self.skill_l2,
             "skills": [str(s) for s in self.skills_], "candidates": list(self.column_),
             "prior_std": self.prior_std_, "difficulty_std": self.difficulty_std_,
         }  # fmt: skip
         arrays = {
-            "skill_weight": self.skill_weight_.astype(np.float32), "skill_bias": self.skill_bias_,
+            "skill_weight": self.skill_weight_, "skill_bias": self.skill_bias_,
             "ability": self.ability_, "ability_std": self.ability_std_, "prior_mean": self.prior_mean_,
             "difficulty": self.difficulty_,
         }  # fmt: skip
@@ -155,6 +168,12 @@ class IRT:
         self.ability_, self.ability_std_ = arrays["ability"], arrays["ability_std"]
         self.prior_mean_, self.difficulty_ = arrays["prior_mean"], arrays["difficulty"]
         return self
+
+
+def softmax(z: Array) -> Array:
+    """Rows of z [n, s] as shares."""
+    z = np.exp(z - z.max(axis=1, keepdims=True))
+    return z / z.sum(axis=1, keepdims=True)
 
 
 def difficult(x: Array, mixture: Array) -> Array:
