@@ -10,6 +10,8 @@ import pytest
 from upstream_calls import client_of, on_both_loops, post  # isort: skip
 from polyroute.errors import UpstreamError
 from polyroute.gateway import connection as connection_module
+from polyroute.gateway.client import ClientConfig, OriginPool
+from polyroute.gateway.dial import Origin
 from polyroute.gateway.scripted import End, reply
 from polyroute.gateway.transport import Timeouts
 
@@ -94,13 +96,57 @@ def test_no_place_within_the_limit_is_busy_and_a_place_that_comes_free_is_given_
 
 
 @on_both_loops
-def test_idle_connections_are_few_and_expire(run):
+@pytest.mark.parametrize(("kept", "config"), [(2, {"max_idle": 2}), (0, {"max_idle": 0}), (0, {"idle_expiry_s": 0.1})])
+def test_idle_connections_are_few_and_expire(run, kept, config):
     async def main():
-        async with client_of([0.02, *reply(b"ok")], max_idle=2, idle_expiry_s=0.1) as (client, upstream):
+        async with client_of([0.02, *reply(b"ok")], **config) as (client, upstream):
             answers = await asyncio.gather(*(post(client, upstream) for _ in range(6)))
             assert [await answer.read() for answer in answers] == [b"ok"] * 6
-            await upstream.until(lambda: len(upstream.connected) <= 2)
-            await upstream.until(lambda: not upstream.connected)
+            await upstream.until(lambda: len(upstream.connected) <= kept)
+            await asyncio.sleep(0.02)
+            assert len(upstream.connected) == kept
+
+    run(main)
+
+
+def test_a_connection_given_to_a_call_that_gave_up_is_given_on():
+    class Kept:
+        usable = True
+
+        def rest(self, expiry_s): ...
+
+    async def main():
+        pool = OriginPool(Origin("http", "upstream.test", 80), ClientConfig(max_connections=1))
+        assert await pool.place() is None  # the only place is taken
+        first, second = (asyncio.create_task(pool.place()) for _ in range(2))
+        await asyncio.sleep(0)
+        kept = Kept()
+        pool.released(kept)
+        first.cancel()
+        assert await second is kept
+        with pytest.raises(asyncio.CancelledError):
+            await first
+
+    asyncio.run(main())
+
+
+@on_both_loops
+def test_when_one_kept_connection_is_stale_its_elders_are_not_tried(run):
+    """As after a restart of the upstream: every kept connection is dead, and one repeat must do."""
+    served = set()
+
+    def script(seen):
+        dead = seen.connection in served
+        served.add(seen.connection)
+        return [End.RST] if dead else [0.02, *reply(b"ok")]
+
+    async def main():
+        served.clear()
+        async with client_of(script) as (client, upstream):
+            for answer in await asyncio.gather(*(post(client, upstream) for _ in range(3))):
+                await answer.read()
+            assert await (await post(client, upstream)).read() == b"ok"
+            assert len(upstream.seen) == 5
 
     run(main)
 

@@ -106,6 +106,16 @@ def test_the_moment_the_peer_leaves_is_written_down(run, script):
 
 
 @on_both_loops
+def test_connections_made_together_have_numbers_of_their_own(run):
+    async def main():
+        async with ScriptedUpstream(reply(b"ok", framing="close")) as upstream:
+            await asyncio.gather(*(everything(upstream) for _ in range(10)))
+            assert sorted(seen.connection for seen in upstream.seen) == list(range(10))
+
+    run(main)
+
+
+@on_both_loops
 def test_scripts_are_served_in_turn_and_may_be_functions(run):
     async def main():
         closing = REQUEST.replace(b"Host: a", b"Connection: close")

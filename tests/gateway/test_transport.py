@@ -215,6 +215,18 @@ def test_waiting_for_the_first_token_after_the_head_is_not_idleness(run):
 
 
 @on_both_loops
+def test_silence_after_a_late_first_byte_is_noticed_in_time(run):
+    script = [head(200, [EVENTS, (b"transfer-encoding", b"chunked")]), 0.15, chunk(b"token"), End.STALL]
+
+    async def main():
+        async with client_of(script) as (client, upstream), asyncio.timeout(10):
+            answer = await post(client, upstream, timeouts=Timeouts(first_byte_s=30, idle_s=0.1))
+            assert await collect(answer) == ([b"token"], "timeout")
+
+    run(main)
+
+
+@on_both_loops
 def test_a_slow_reader_is_no_idle_upstream(run):
     blocks = [b"b" * HIGH_WATER] * 80  # more than the sockets hold, so that the upstream is truly stopped
 
