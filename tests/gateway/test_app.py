@@ -406,3 +406,24 @@ def test_an_operators_policy_is_a_model(tmp_path):
         answer, _ = live.chat("frugal")
         assert answer.getheader("x-polyroute-selected-model") == "small"
         assert "frugal" in [entry["id"] for entry in json.loads(live.call("GET", "/v1/models")[1])["data"]]
+
+
+def test_latency_and_length_are_learned_while_serving(tmp_path):
+    with serving(tmp_path, {"small": reply(chat_body()), "large": reply(chat_body())}) as live:
+        live.gateway.latencies.clear()
+
+        def expected() -> dict:
+            body = {"model": "auto", "messages": [{"role": "user", "content": "Hi"}]}
+            told = json.loads(live.call("POST", "/polyroute/v1/route", body)[1])
+            return next(c["mean"] for c in told["candidates"] if c["id"] == "small")
+
+        before = expected()
+        for _ in range(30):
+            live.chat("small")
+        for _ in range(300):
+            after = expected()
+            if after["latency"] < before["latency"] / 2:
+                break
+            time.sleep(0.02)
+        assert after["latency"] < before["latency"] / 2
+        assert after["cost"] < before["cost"], "three tokens an answer cost less than the typical number"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
+import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,8 @@ Handler: TypeAlias = Callable[["Gateway", Scope, Receive, Send], Awaitable[None]
 COOLDOWN_S = 15.0  # a candidate that failed three times in a row rests this long
 FAILURES_BEFORE_REST = 3
 LEARN_EVERY_S = 1.0
+LEARN_AT_MOST = 64  # answers taken in at once, evenly from those of the last second
+log = logging.getLogger("polyroute.gateway")
 
 
 def model_endpoint(endpoint: str) -> Handler:
@@ -81,7 +84,7 @@ class Gateway:
         self.in_flight = 0
         self.started = time.time()
         self.failures: dict[str, int] = {}
-        self.latencies: list[tuple[str, float, int | None]] = []
+        self.latencies: list[tuple[str, float, Usage | None]] = []
         self.key_hashes = [hashlib.sha256(key.encode()).digest() for key in self.client_keys]
         self.tasks: list[asyncio.Task[None]] = []
 
@@ -156,37 +159,45 @@ class Gateway:
     def observed(self, candidate_id: str, latency_s: float, usage: Usage | None) -> None:
         """Remember a latency for the next learning step."""
         if len(self.latencies) < 10_000:
-            self.latencies.append((candidate_id, latency_s, usage.completion_tokens if usage else None))
+            self.latencies.append((candidate_id, latency_s, usage))
 
     async def learn(self) -> None:
         """Every second, hand the latencies seen since to the router, and see which backends can answer."""
         while True:
-            await self.look_around()
             await asyncio.sleep(LEARN_EVERY_S)
-            if self.latencies:
-                taken, self.latencies = self.latencies, []
-                self.take_in(taken)
+            try:
+                await self.look_around()
+                if self.latencies:
+                    taken, self.latencies = self.latencies, []
+                    self.take_in(taken[:: 1 + len(taken) // LEARN_AT_MOST])
+            except Exception:  # serving goes on without what this second could have taught
+                log.exception("learning from the last second failed")
 
     async def look_around(self) -> None:
         """Note the backends that are down, so that no decision goes there."""
         states = {name: await backend.status() for name, backend in self.backends.items()}
         self.brain.missing = frozenset(name for name, status in states.items() if status.state == "down")
 
-    def take_in(self, seen: Sequence[tuple[str, float, int | None]]) -> None:
-        """Latencies (candidate, seconds, completion tokens) as an outcome log, one True per row."""
+    def take_in(self, seen: Sequence[tuple[str, float, Usage | None]]) -> None:
+        """Latencies (candidate, seconds, usage) as an outcome log, one True per row."""
         update = getattr(self.brain.router, "update", None)
         if update is None:
             return
         pool = list(self.brain.pool)
         column = {candidate.id: j for j, candidate in enumerate(pool)}
+        nowhere = np.zeros(self.brain.featuriser.dim, dtype=np.float32)
         observed = np.zeros((len(seen), len(pool)), dtype=bool)
         values = {name: np.full(observed.shape, np.nan) for name in ("latency", "output_tokens")}
-        for i, (candidate_id, latency, tokens) in enumerate(seen):
+        queries = []
+        for i, (candidate_id, latency, usage) in enumerate(seen):
             j = column[candidate_id]
             observed[i, j] = True
             values["latency"][i, j] = latency
-            values["output_tokens"][i, j] = np.nan if tokens is None else tokens
-        update(Outcomes([Query(str(i)) for i in range(len(seen))], pool, values, observed))
+            if usage is not None and usage.completion_tokens is not None:
+                values["output_tokens"][i, j] = usage.completion_tokens
+            tokens = usage.prompt_tokens if usage is not None else None
+            queries.append(Query(str(i), embedding=nowhere, num_tokens=tokens or 0))
+        update(Outcomes(queries, pool, values, observed))
 
     def gauges(self) -> dict[str, float]:
         """What the telemetry samples once a second."""

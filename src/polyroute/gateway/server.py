@@ -39,6 +39,7 @@ def greeting(gateway: Gateway, url: str, states: dict[str, str]) -> str:
     body = '\'{"model":"auto","messages":[{"role":"user","content":"What is 2+2?"}]}\''
     lines = [f"polyroute listens on {url} (page: {url}/, models: {names})"]
     lines += [f"  {name:<28} {state}" for name, state in states.items()]
+    lines += [f"  {name}: {how}" for name, how in gateway.brain.measured.items()]
     lines += [f"  warning: {warning}" for warning in gateway.warnings]
     lines.append(f"try: curl -s {url}/v1/chat/completions -H 'content-type: application/json' -d {body}")
     return "\n".join(lines)
@@ -48,7 +49,7 @@ def serve(gateway: Gateway, host: str, port: int, log_level: str = "warning", sa
     """Serve until SIGINT or SIGTERM; True when it had started."""
     config = uvicorn.Config(
         gateway, host=host, port=port, log_level=log_level, access_log=False, server_header=False, ws="none",
-        lifespan="on", timeout_graceful_shutdown=GRACE_S, timeout_keep_alive=75, backlog=4096,
+        lifespan="on", proxy_headers=False, timeout_graceful_shutdown=GRACE_S, timeout_keep_alive=75, backlog=4096,
     )  # fmt: skip
     server = Server(config, gateway, say)
     gc.collect()
