@@ -14,6 +14,7 @@
         JournalError, ValueError          a journal file is missing, unreadable or of another kind
         PropensityError, ValueError       a logged row cannot be reweighted
         ArtefactError, ValueError         a saved router cannot be read
+        ProfileError, ValueError          a measured profile cannot be read, or cannot be measured
         ModelFileError, RuntimeError      a model file is missing, broken or cannot be fetched
         MissingExtraError, ImportError    an optional package is not installed; names the pip line
         UpstreamError, OSError            a backend refused, timed out, was cut or talked nonsense
@@ -160,6 +161,14 @@ class ArtefactError(PolyrouteError, ValueError):
     def __init__(self, path: object, problem: str, *, expected: str = "a file written by polyroute.artefact.save"):
         self.path, self.problem, self.expected = str(path), problem, expected
         super().__init__(f"{self.path}: expected {expected}, got {problem}. Fit and save the router again.")
+
+
+class ProfileError(PolyrouteError, ValueError):
+    """A file of `polyroute calibrate` cannot be read, or a model could not be measured."""
+
+    def __init__(self, path: object, problem: str, *, expected: str = "a file written by polyroute calibrate"):
+        self.path, self.problem, self.expected = str(path), problem, expected
+        super().__init__(f"{self.path}: expected {expected}, got {problem}. Measure the model again.")
 
 
 class ModelFileError(PolyrouteError, RuntimeError):

@@ -93,6 +93,7 @@ class Brain:
     rng: Rng = field(default_factory=np.random.default_rng)
     down: dict[str, float] = field(default_factory=dict)  # candidate id -> monotonic time it may be tried again
     missing: frozenset[str] = frozenset()  # candidates whose backend cannot answer at all
+    measured: Mapping[str, str] = field(default_factory=dict)  # candidate id -> when and how its profile was measured
     clock: Callable[[], float] = time.time
 
     def __post_init__(self) -> None:

@@ -21,12 +21,13 @@ from polyroute.gateway.client import Client, ClientConfig
 from polyroute.gateway.config import Config, PolicyConfig
 from polyroute.gateway.dial import proxies_from
 from polyroute.gateway.journal import Journal
+from polyroute.gateway.profiles import part_with, profile_path, read_profile, with_profile
 from polyroute.gateway.telemetry import Telemetry
 from polyroute.policies.budget import Budget, BudgetConfig
 from polyroute.policies.deadline import Deadline
 from polyroute.policies.explore import UCB, Epsilon, Thompson
 from polyroute.policies.greedy import Greedy
-from polyroute.protocols import Constraint, Policy, Router
+from polyroute.protocols import Constraint, Featuriser, Policy, Router
 from polyroute.pull import models_folder
 from polyroute.routers.length import Length
 from polyroute.routers.load import Load
@@ -51,22 +52,11 @@ class Fitted:
 def build(config: Config) -> Gateway:
     """Everything the gateway needs, nothing started: local models start with their first request.
 
-    Raises: ConfigError, ArtefactError, MissingExtraError, UnknownNameError, each naming what to do.
+    Raises: ConfigError, ArtefactError, ProfileError, MissingExtraError, UnknownNameError, each naming what to do.
     """
-    pool = config.candidates(catalogue().profile)
-    fitted = load_router(config.router.artefact)
-    embed = featuriser(fitted.features)
-    router = serving_router(fitted, pool, embed.dim)
-    brain = Brain(
-        pool=pool,
-        policies={name: served(name, policy, pool) for name, policy in config.policies.items()},
-        router=router,
-        featuriser=embed,
-        router_name=fitted.name,
-        artefact=fitted.fingerprint,
-        store=config.journal.store,
-    )
-    embed(["a first text, so that the first request does not pay for loading"])
+    brain = build_brain(config)
+    pool = list(brain.pool)
+    brain.featuriser(["a first text, so that the first request does not pay for loading"])
     transport = Client(ClientConfig(proxies=proxies_from(os.environ)))
     telemetry = Telemetry(models=[c.id for c in pool], policies=[*config.policies, "named"])
     return Gateway(
@@ -88,6 +78,44 @@ def build(config: Config) -> Gateway:
         answer_requested=config.server.answer_model == "requested",
         warnings=config.warnings_for(pool, catalogue().profile),
     )  # fmt: skip
+
+
+def build_brain(config: Config) -> Brain:
+    """What decides: pool, router and policies. Nothing is opened for writing, started or called; no secret is read."""
+    fitted = load_router(config.router.artefact)
+    embed = featuriser(fitted.features)
+    pool, measured = measured_pool(config, fitted, embed)
+    return Brain(
+        pool=pool,
+        policies={name: served(name, policy, pool) for name, policy in config.policies.items()},
+        router=serving_router(fitted, pool, embed.dim),
+        featuriser=embed,
+        router_name=fitted.name,
+        artefact=fitted.fingerprint,
+        store=config.journal.store,
+        measured=measured,
+    )
+
+
+def profiles_folder(config: Config) -> Path:
+    """Where `polyroute calibrate` leaves profiles and the gateway looks for them."""
+    return config.journal.path.parent / "profiles"
+
+
+def measured_pool(config: Config, fitted: Fitted, embed: Featuriser) -> tuple[list[Candidate], dict[str, str]]:
+    """The pool with measured profiles where the configuration gives no ability, and in words which those are.
+
+    Raises: ProfileError for a file that is there and cannot be read.
+    """
+    pool, notes = config.candidates(catalogue().profile), {}
+    reader = part_with(fitted.router, "measure")
+    for i, model in enumerate(config.models):
+        path = profile_path(profiles_folder(config), model.id)
+        if not model.ability and (found := read_profile(path, model.id)) is not None:
+            keep = model.tokens_per_s is not None
+            pool[i] = with_profile(pool[i], found, fitted.fingerprint, reader, embed, keep_speed=keep)
+            notes[model.id] = f"measured {found.time[:10]} with {len(found.questions)} questions ({path})"
+    return pool, notes
 
 
 def load_router(where: str) -> Fitted:

@@ -176,6 +176,7 @@ async def readiness(gateway: Gateway) -> dict[str, object]:
         "ready": bool(usable),
         "models": {name: {"state": s.state, "detail": s.detail} for name, s in states.items()},
         "resting": sorted(gateway.brain.out_of_service()),
+        "measured": dict(gateway.brain.measured),
         "journal": journal_view(journal),
         "warnings": warnings,
     }

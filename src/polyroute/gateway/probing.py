@@ -105,20 +105,21 @@ class Interview:
 
     async def answer(self, probe: Probe) -> Answer:
         """One question, asked again while the server is busy, and in other words where it does not know ours."""
-        begin = perf_counter()
         problem = ""
         for attempt in range(TRIES):
-            begin = perf_counter()
+            begin, sent = perf_counter(), self.body(probe)
             try:
-                reply = await self.backend.send("/v1/chat/completions", HEADERS, self.body(probe), self.timeouts)
+                reply = await self.backend.send("/v1/chat/completions", HEADERS, sent, self.timeouts)
                 data = await reply.read()
             except UpstreamError as error:
                 return unanswered(probe, str(error))
             if reply.status == 200:
                 return read_answer(probe, data, perf_counter() - begin)
             problem = f"status {reply.status}: {shortened(data)}"
-            if reply.status == 400 and self.reworded(data):
-                continue
+            if reply.status == 400:
+                self.reword(data)
+                if self.body(probe) != sent:  # by us, or by a neighbour that was told the same
+                    continue
             if reply.status not in BUSY:
                 break
             if attempt + 1 < TRIES:
@@ -131,12 +132,12 @@ class Interview:
             {"model": self.model, "messages": messages, self.limit_name: self.limit, **self.extras}
         )
 
-    def reworded(self, data: bytes) -> bool:
-        """Whether the next try says it differently: some servers refuse one of our settings by its name."""
-        if b"max_completion_tokens" in data and self.limit_name == "max_tokens":
+    def reword(self, data: bytes) -> None:
+        """Say it differently from now on: some servers refuse one of our settings by its name."""
+        if b"max_completion_tokens" in data:
             self.limit_name = "max_completion_tokens"
-            return True
-        return b"temperature" in data and self.extras.pop("temperature", None) is not None
+        elif b"temperature" in data:
+            self.extras.pop("temperature", None)
 
 
 def wait_of(reply: Reply, otherwise: float) -> float:

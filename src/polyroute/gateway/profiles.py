@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,7 +29,7 @@ class Asked(msgspec.Struct, frozen=True):
 
 
 class Measured(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    """A model's measured profile. Abilities are logits on the scale of one router; `questions` give them for another."""
+    """A model's measured profile. Abilities are on the scale of one router; `questions` give them for another."""
 
     format: str = PROFILE
     version: int = VERSION
@@ -88,7 +88,7 @@ def write_profile(measured: Measured, path: Path) -> None:
 
 
 def read_profile(path: Path, model: str) -> Measured | None:
-    """The profile in a file, None where there is no file. Raises: ProfileError for anything else than a profile of it."""
+    """The profile in a file, None where there is no file. Raises: ProfileError for anything but a profile of it."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -114,17 +114,18 @@ def read_profile(path: Path, model: str) -> Measured | None:
 
 def with_profile(
     candidate: Candidate, measured: Measured, artefact: str, measure: Measure | None, embed: Featuriser,
-    given: Mapping[str, bool],
+    *, keep_speed: bool = False,
 ) -> Candidate:  # fmt: skip
     """The candidate with what was measured of it. Abilities are read anew where they are of another router.
 
-    artefact: fingerprint of the router that will read them. given: settings that stand in the configuration and win.
+    artefact: fingerprint of the router that will read them. keep_speed: the configuration
+    gives the speed and wins.
     """
     ability, std = dict(measured.ability), measured.ability_std
     if measured.artefact != artefact and measure is not None:
         ability, std = abilities(measure, embed, measured.questions)
     profile = candidate.profile
-    speed = profile.tokens_per_s if given.get("tokens_per_s") else measured.tokens_per_s or profile.tokens_per_s
+    speed = profile.tokens_per_s if keep_speed else measured.tokens_per_s or profile.tokens_per_s
     return replace(
         candidate,
         profile=replace(
