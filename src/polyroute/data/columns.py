@@ -67,9 +67,9 @@ class Columns:
                     dictionary[code].as_py()
                 except UnicodeDecodeError as problem:
                     row = int(np.flatnonzero(codes == code)[0]) if (codes == code).any() else 0
+                    byte, at = problem.object[problem.start], problem.start
                     raise self.error(
-                        f"column {name!r}, row {row}: expected UTF-8 text, got byte 0x{problem.object[problem.start]:02x} "
-                        f"at position {problem.start}",
+                        f"column {name!r}, row {row}: expected UTF-8 text, got byte 0x{byte:02x} at position {at}",
                         "Write the text as UTF-8.",
                     ) from None
             raise
@@ -82,7 +82,8 @@ class Columns:
         kind = column.type
         if pa.types.is_null(kind):
             return np.full(len(self), np.nan)
-        if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or kind in (pa.bool_(),) or pa.types.is_decimal(kind)):
+        numeric = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_decimal)
+        if not any(fits(kind) for fits in numeric):
             raise self.error(f"column {name!r}: expected numbers, got {kind}", "Write the column as float64.")
         values = column.cast(pa.float32() if pa.types.is_float16(kind) else pa.float64())
         return values.to_numpy().astype(np.float64)
@@ -122,9 +123,10 @@ def read_columns(path: Path | str, required: Sequence[str], optional: Sequence[s
                 )
         repeated = sorted({name for name in names if names.count(name) > 1} & {*required, *optional})
         if repeated:
-            raise OutcomesError(f"{path}: expected one column {repeated[0]!r}, got {names.count(repeated[0])}. Drop the others.")
+            count = names.count(repeated[0])
+            raise OutcomesError(f"{path}: expected one column {repeated[0]!r}, got {count}. Drop the others.")
         wanted = [name for name in names if name in {*required, *optional}]
         return Columns(path, pq.read_table(path, columns=wanted))
     except (pa.ArrowException, OSError) as problem:
         first = str(problem).strip().split("\n")[0]
-        raise OutcomesError(f"{path}: expected a readable Parquet file, got: {first} Write the file again.") from problem
+        raise OutcomesError(f"{path}: expected a readable Parquet file, got: {first}") from problem

@@ -21,13 +21,14 @@ def write_outcomes(outcomes: Outcomes, path: Path | str) -> None:
     except ImportError:
         raise MissingExtraError("pyarrow", "data") from None
     i, j = np.nonzero(outcomes.observed)
-    tokens = [outcomes.queries[q].num_tokens for q in i]
+    counts = [query.num_tokens for query in outcomes.queries]
+    labels = {label: column for label, column in LABELS.items() if label in outcomes.labels}
     table = {
         "query_id": coded([query.id for query in outcomes.queries], i),
-        **{column: coded(outcomes.labels[label].tolist(), i) for label, column in LABELS.items() if label in outcomes.labels},
+        **{column: coded(outcomes.labels[label].tolist(), i) for label, column in labels.items()},
         "query": coded([query.text for query in outcomes.queries], i),
         "model": coded([candidate.id for candidate in outcomes.pool], j),
-        "input_tokens": pa.array(tokens, pa.int32()),
+        "input_tokens": pa.array([counts[q] for q in i.tolist()], pa.int32()),
         **{column: outcomes.values[name][i, j] for name, column in COLUMNS.items() if name in outcomes.values},
     }
     pq.write_table(pa.table(table), path, compression="zstd")

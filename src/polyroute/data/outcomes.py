@@ -101,7 +101,7 @@ def refuse_shared_groups(columns: Columns, groups: Array, splits: Array) -> None
         shown = "; ".join(f"{name!r} in {', '.join(pairs[1][pairs[0] == name])}" for name in leaks[:5])
         raise columns.error(
             f"column 'group_id': expected each group in one split, got {len(leaks)} in several ({shown})",
-            "Move each group to one split, or allow it (allow_shared_groups, --allow-shared-groups) and accept the leak.",
+            "Move each group to one split, or accept the leak with allow_shared_groups (--allow-shared-groups).",
         )
 
 
@@ -155,10 +155,8 @@ def with_embeddings(outcomes: Outcomes, embeddings: Array) -> Outcomes:
     if np.shape(embeddings)[:1] != (len(outcomes),) or np.ndim(embeddings) != 2:
         raise ShapeError("embeddings", got=np.shape(embeddings), expected=(len(outcomes), "d"))
     rows = np.asarray(embeddings, dtype=np.float32)
-    known = ~np.isnan(rows).any(axis=1)
-    queries = [
-        replace(query, embedding=rows[q] if known[q] else None) for q, query in enumerate(outcomes.queries)
-    ]
+    known = np.isfinite(rows).all(axis=1).tolist()
+    queries = [replace(query, embedding=rows[q] if known[q] else None) for q, query in enumerate(outcomes.queries)]
     return replace(outcomes, queries=queries)
 
 

@@ -28,8 +28,8 @@ def synthetic_outcomes(n: int = 300, m: int = 4, d: int = 16, *, rng: Rng, num_t
     """n queries about a few topics answered by m models, right or wrong, [n, m].
 
     Dearer models are better on average and every model has topics it is good at, so routing pays. A query's embedding
-    [d] is its topic's direction plus noise; its text is made of the topic's words. Every fifth query is a near-duplicate
-    of the one before and shares its group. Splits are 60 % train, 20 % valid, 20 % test, by group.
+    [d] is its topic's direction plus noise; its text is made of the topic's words. Every fifth query shares the group
+    and the topic of the one before. Splits are 60 % train, 20 % valid, 20 % test, by group.
     """
     topic = rng.integers(num_topics, size=n)
     group = np.cumsum(np.arange(n) % 5 != 4)
@@ -45,9 +45,7 @@ def synthetic_outcomes(n: int = 300, m: int = 4, d: int = 16, *, rng: Rng, num_t
     tokens_out = rng.poisson(100, size=(n, m)) + 1
     cost = (tokens_in[:, None] + tokens_out) * price / 1e6
     split = np.array(SPLITS)[rng.choice(3, p=[0.6, 0.2, 0.2], size=group.max() + 1 if n else 0)[group]]
-    queries = [
-        Query(f"synthetic-{i}", words(int(topic[i]), rng), x[i], num_tokens=int(tokens_in[i])) for i in range(n)
-    ]
+    queries = [Query(f"synthetic-{i}", words(int(topic[i]), rng), x[i], num_tokens=int(tokens_in[i])) for i in range(n)]
     pool = [Candidate(f"model-{j}", profile=Profile(float(price[j]), float(price[j]))) for j in range(m)]
     values = {
         "quality": (rng.random((n, m)) < success).astype(float),

@@ -38,9 +38,9 @@ def weighted_means(values: Array, counts: Array) -> Array:
 
 
 def interval(samples: Array, level: float = 0.95) -> Interval:
-    """Percentile interval of bootstrap results [b]; resamples in which the number does not exist are left out."""
-    known = np.asarray(samples)[np.isfinite(samples)]
+    """Percentile interval of bootstrap results [b]. They may be infinite; those that do not exist (NaN) are left out."""
+    known = np.asarray(samples)[~np.isnan(samples)]
     if not len(known):
         return Interval(float("nan"), float("nan"))
-    low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2], method="inverted_cdf")
     return Interval(float(low), float(high))

@@ -72,7 +72,7 @@ def compare(curves: Sequence[Curve], outcomes: Outcomes, counts: Array, against:
             curve.name,
             Summary(*found[curve.name][0].tolist()),
             {name: interval(found[curve.name][1:, k]) for k, name in enumerate(Summary._fields)},
-            {other: difference(found[curve.name][:, 0], found[other][:, 0]) for other in against if other != curve.name},
+            {name: difference(found[curve.name][:, 0], found[name][:, 0]) for name in against if name != curve.name},
             cost[0],
             quality[0],
         )
@@ -105,6 +105,4 @@ def hull_band(curve: Curve, outcomes: Outcomes, counts: Array, grid: Array) -> t
 def compare_pair(predicted_gain: Array, gain: Array, counts: Array) -> tuple[PairSummary, dict[str, Interval]]:
     """APGR and CPT with intervals. predicted_gain, gain: [n] strong minus weak. counts: from `resamples_of`."""
     found = np.array([pair_summary(predicted_gain, gain, row) for row in counts])
-    return PairSummary(*found[0].tolist()), {
-        name: interval(found[1:, k]) for k, name in enumerate(PairSummary._fields)
-    }
+    return PairSummary(*found[0].tolist()), {name: interval(found[1:, k]) for k, name in enumerate(PairSummary._fields)}

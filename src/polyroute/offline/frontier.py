@@ -13,6 +13,7 @@ import numpy as np
 
 from polyroute.types import Array, Outcomes
 
+ROUNDING = 1e-12  # two means of the same numbers may differ by this much
 TRADE_OFFS: tuple[float, ...] = (0.0, *np.logspace(-3, 3, 60).tolist(), math.inf)
 
 
@@ -42,7 +43,7 @@ class Scale(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """The numbers of one frontier. NaN: not reached, or outside the hull."""
+    """The numbers of one frontier. NaN: below the cheapest point, or a pool of one price; infinite: never reached."""
 
     aiq: float  # average hull quality over the cost range of the single models
     quality_25: float  # hull quality at 25 % of the dearest model's mean cost
@@ -87,7 +88,7 @@ def hull_of(cost: Array, quality: Array) -> Hull:
     kept: list[tuple[float, float]] = []
     for k in np.lexsort((-quality, cost)):
         x, y = float(cost[k]), float(quality[k])
-        if kept and y <= kept[-1][1]:
+        if kept and y <= kept[-1][1]:  # dearer and no better
             continue
         while len(kept) > 1 and turns_left(kept[-2], kept[-1], (x, y)):
             kept.pop()
@@ -103,15 +104,15 @@ def turns_left(a: tuple[float, float], b: tuple[float, float], c: tuple[float, f
 
 def quality_at(hull: Hull, cost: float) -> float:
     """Hull quality at a mean cost; flat beyond the last vertex, NaN below the first."""
-    if not len(hull.cost) or cost < hull.cost[0]:
+    if not len(hull.cost) or cost < hull.cost[0] * (1 - ROUNDING):
         return math.nan
     return float(np.interp(cost, hull.cost, hull.quality))
 
 
 def cost_at(hull: Hull, quality: float) -> float:
-    """Lowest mean cost at which the hull reaches a quality; NaN where it never does."""
-    if not len(hull.cost) or quality > hull.quality[-1]:
-        return math.nan
+    """Lowest mean cost at which the hull reaches a quality; infinite where it never does."""
+    if not len(hull.cost) or quality > hull.quality[-1] + ROUNDING:
+        return math.inf
     return float(np.interp(quality, hull.quality, hull.cost))
 
 
@@ -123,6 +124,11 @@ def area(hull: Hull, low: float, high: float) -> float:
     return float(((y[1:] + y[:-1]) / 2 * np.diff(x)).sum() / (high - low))
 
 
+def one_price(scale: Scale) -> bool:
+    """Whether all models cost the same, so that there is no range of costs to average over."""
+    return scale.high - scale.low <= 1e-9 * scale.high
+
+
 def summarise(quality: Array, cost: Array, scale: Scale) -> Summary:
     """The numbers of one frontier from its points' means [p], first point quality alone.
 
@@ -130,7 +136,7 @@ def summarise(quality: Array, cost: Array, scale: Scale) -> Summary:
     there is no range of costs: aiq is then the quality of the first point and the rest is NaN.
     Source: AIQ after RouterBench, Hu et al. 2024 (arXiv:2403.12031); the hull here is flat beyond its best point.
     """
-    if scale.high - scale.low <= 1e-9 * scale.high:
+    if one_price(scale):
         return Summary(float(quality[0]), *(math.nan,) * 5)
     hull = hull_of(np.append(cost, scale.low), np.append(quality, scale.low_quality))
     return Summary(

@@ -10,17 +10,19 @@ import numpy as np
 
 from polyroute.errors import ConfigError, MissingExtraError
 from polyroute.offline.compare import Compared, hull_band
-from polyroute.offline.frontier import Curve, hull_of, scale_of
+from polyroute.offline.frontier import Curve, hull_of, one_price, scale_of
 from polyroute.types import Array, Outcomes
 
-ROUTER, SHADE = "#0b5cad", "#0b5cad"
-MODEL = "#333333"
-STYLES = {  # baseline -> colour, dashes
-    "random mix": ("#8a8a8a", (0, (5, 2))),
+ROUTER, MODEL = "#0b5cad", "#333333"
+STYLES = {  # baseline -> colour, dashes; those that are one point are rings around a model
     "shrunk kNN": ("#d1740f", (0, (3, 1, 1, 1))),
+    "random mix": ("#8a8a8a", (0, (5, 2))),
     "data-set oracle": ("#5a9e3c", (0, (6, 2, 1, 2))),
     "oracle": ("#9a4fb0", (0, (1, 1.5))),
 }
+RINGS = {"best single": "#b3261e", "cheapest": "#00796b"}
+PER_QUERIES = 1000  # costs are shown for this many queries
+SVG_STYLE: Any = {"svg.hashsalt": "polyroute", "svg.fonttype": "none"}  # the same figure gives the same file
 
 
 class Drawn(NamedTuple):
@@ -31,71 +33,86 @@ class Drawn(NamedTuple):
 
 
 def plot_frontier(
-    path: Path | str, rows: Sequence[Compared], curves: Sequence[Curve], outcomes: Outcomes, counts: Array, *, title: str
+    path: Path | str, rows: Sequence[Compared], curves: Sequence[Curve], outcomes: Outcomes, counts: Array, title: str
 ) -> Drawn:
     """Draw the first curve as the router, with its operating points, hull and 95 % band, and the others around it.
 
     rows, curves: from `compare`, in the same order. outcomes, counts: what was compared on. The single models are
-    points with their names. Writes PATH as PNG and as SVG, whatever suffix it has.
+    points with their names. Writes PATH as PNG and as SVG, whatever of the two suffixes it has.
+    Raises: MissingExtraError without matplotlib; ConfigError for another suffix.
     """
     try:
+        import matplotlib
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
         raise MissingExtraError("matplotlib", "plot") from None
-    path = Path(path)
-    if path.suffix not in ("", ".png", ".svg"):
-        raise ConfigError("plot", got=str(path), expected="a file name ending in .png or .svg")
-    figure = Figure(figsize=(8.6, 5.6), dpi=150, layout="constrained")
+    png, svg = targets(path)
+    figure = Figure(figsize=(9.2, 5.8), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    means = {name: outcomes.values[name].mean(axis=0) for name in ("quality", "cost")}  # [m]
-    scale = scale_of(means["quality"], means["cost"])
-    grid = np.geomspace(scale.low, max(scale.high, scale.low * 1.5), 160)
-    low, high = hull_band(curves[0], outcomes, counts, grid)
-    axes.fill_between(1e3 * grid, low, high, color=SHADE, alpha=0.14, linewidth=0, label="95 % interval of the hull")
+    cost = PER_QUERIES * outcomes.values["cost"].mean(axis=0)  # [m]
+    quality = outcomes.values["quality"].mean(axis=0)
+    scale = scale_of(quality, cost)
+    grid = np.geomspace(scale.low, max(scale.high, scale.low * 1.2), 160)
+    low, high = hull_band(curves[0], outcomes, counts, grid / PER_QUERIES)
+    axes.fill_between(grid, low, high, color=ROUTER, alpha=0.13, linewidth=0, label=f"95 % interval of {rows[0].name}")
+    named = {row.name: f"{row.name} ({'quality' if one_price(scale) else 'AIQ'} {row.summary.aiq:.3f})" for row in rows}
+    lines = [draw_hull(axes, rows[0], grid, label=named[rows[0].name], color=ROUTER, linewidth=2.2, zorder=4)]
+    axes.plot(PER_QUERIES * rows[0].cost, rows[0].quality, "o", color=ROUTER, markersize=3, alpha=0.55, zorder=4,
+              label=f"{rows[0].name}, one trade-off each")  # fmt: skip
     for row in rows[1:]:
         if row.name in STYLES:
             colour, dashes = STYLES[row.name]
-            draw_hull(axes, row, grid, color=colour, linestyle=dashes, linewidth=1.5, zorder=2)
-    draw_hull(axes, rows[0], grid, color=ROUTER, linewidth=2.2, zorder=4)
-    axes.plot(1e3 * rows[0].cost, rows[0].quality, "o", color=ROUTER, markersize=3, alpha=0.55, zorder=4,
-              label=f"{rows[0].name}: one trade-off each")  # fmt: skip
-    axes.plot(1e3 * means["cost"], means["quality"], "D", color=MODEL, markersize=5, zorder=5, label="single models")
-    frame(axes, figure, means, grid, rows, title)
-    label_points(axes, 1e3 * means["cost"], means["quality"], [short(c.id) for c in outcomes.pool])
-    png, svg = path.with_suffix(".png"), path.with_suffix(".svg")
-    figure.savefig(png)
-    figure.savefig(svg, metadata={"Date": None})
+            lines.append(draw_hull(axes, row, grid, label=named[row.name], color=colour, linestyle=dashes, zorder=3))
+        elif row.name in RINGS:
+            axes.plot(PER_QUERIES * row.cost, row.quality, "o", color=RINGS[row.name], markersize=11, zorder=4,
+                      fillstyle="none", label=named[row.name])  # fmt: skip
+    axes.plot(cost, quality, "D", color=MODEL, markersize=5, zorder=5, label="single models")
+    frame(axes, grid, [quality, low, high, *(row.quality for row in rows)], title)
+    if one_price(scale):
+        axes.set_xlabel(f"{axes.get_xlabel()}; all models have one price")
+    label_points(axes, cost, quality, [short(candidate.id) for candidate in outcomes.pool], lines)
+    with matplotlib.rc_context(SVG_STYLE):
+        figure.savefig(png)
+        figure.savefig(svg, metadata={"Date": None})
     return Drawn(png, svg)
 
 
-def draw_hull(axes: Any, row: Compared, grid: Array, **style: Any) -> None:
-    """One hull over the grid of costs, with the cheapest single model in it as everywhere."""
-    hull = hull_of(row.cost, row.quality)
-    if not len(hull.cost):
-        return
+def targets(path: Path | str) -> Drawn:
+    """PATH as PNG and as SVG."""
+    path = Path(path)
+    if path.suffix not in ("", ".png", ".svg"):
+        raise ConfigError("plot", got=str(path), expected="a file name ending in .png or .svg")
+    return Drawn(path.with_suffix(".png"), path.with_suffix(".svg"))
+
+
+def draw_hull(axes: Any, row: Compared, grid: Array, **style: Any) -> Array:
+    """One hull, as far as its points and the grid of costs reach. Returns the line [v, 2]."""
+    hull = hull_of(PER_QUERIES * row.cost, row.quality)
     x = np.union1d(grid, hull.cost)
     x = x[(x >= hull.cost[0]) & (x <= grid[-1])]
-    axes.plot(1e3 * x, np.interp(x, hull.cost, hull.quality), label=f"{row.name} (AIQ {row.summary.aiq:.3f})", **style)
+    y = np.interp(x, hull.cost, hull.quality)
+    axes.plot(x, y, **style)
+    return np.column_stack([x, y])
 
 
-def frame(axes: Any, figure: Any, means: dict[str, Array], grid: Array, rows: Sequence[Compared], title: str) -> None:
-    """Axes, limits, grid lines and legend."""
+def frame(axes: Any, grid: Array, heights: Sequence[Array], title: str) -> None:
+    """Axes, limits, grid lines and legend. A wide range of costs gets a logarithmic axis."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    if grid[-1] / grid[0] > 8:
+    wide = grid[-1] / grid[0] > 8
+    if wide:
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axes.xaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.4g}"))
-    axes.set_xlabel("mean cost of a query (USD per 1,000 queries)")
-    axes.set_xlabel("mean cost (USD per 1,000 queries)")
-    axes.set_ylabel("mean quality (0 to 1)")
+    axes.set_xlabel(f"mean cost, USD per {PER_QUERIES:,} queries" + (" (logarithmic)" if wide else ""))
+    axes.set_ylabel("mean quality, 0 to 1")
     axes.set_title(title, loc="left", fontsize=11)
-    tops = [means["quality"].max(), *(row.quality.max() for row in rows)]
-    bottom, top = means["quality"].min(), max(tops)
-    axes.set_ylim(bottom - 0.06 * (top - bottom), top + 0.06 * (top - bottom))
+    bottom, top = min(float(h.min()) for h in heights), max(float(h.max()) for h in heights)
+    room = 0.05 * max(top - bottom, 0.02)
+    axes.set_ylim(bottom - room, top + room)
     axes.grid(True, which="major", color="#e4e4e4", linewidth=0.7)
     axes.set_axisbelow(True)
     for side in ("top", "right"):
@@ -108,44 +125,53 @@ def short(name: str) -> str:
     return name.rsplit("/", 1)[-1]
 
 
-def label_points(axes: Any, x: Array, y: Array, names: Sequence[str]) -> None:
-    """Write each name beside its point, at the first of several places where it covers no other name or point."""
-    figure = axes.figure
-    figure.canvas.draw()
-    renderer = figure.canvas.get_renderer()
-    at = axes.transData.transform(np.column_stack([x, y]))
-    inside = axes.get_window_extent(renderer)
-    taken = [(px - 5, py - 5, px + 5, py + 5) for px, py in at]
-    places = [(dx, dy, ha) for r in (7, 16, 26, 36) for dx, dy, ha in
-              ((r, 0, "left"), (-r, 0, "right"), (0, -r, "center"), (0, r, "center"),
-               (r, -r, "left"), (-r, -r, "right"), (r, r, "left"), (-r, r, "right"))]  # fmt: skip
+def label_points(axes: Any, x: Array, y: Array, names: Sequence[str], lines: Sequence[Array]) -> None:
+    """Write each name near its point where it covers no other name or point and, if it can be, no line.
+
+    lines: [v, 2] each, in data coordinates.
+    """
+    from matplotlib.patheffects import withStroke
+
+    axes.figure.canvas.draw()
+    renderer = axes.figure.canvas.get_renderer()
+    at = axes.transData.transform(np.column_stack([x, y]))  # [m, 2] pixels
+    on_lines = axes.transData.transform(np.concatenate(lines))
+    inside = axes.get_window_extent(renderer).extents
+    taken = [(px - 8, py - 8, px + 8, py + 8) for px, py in at]
     for k in np.argsort(at[:, 0]):
-        note = axes.annotate(names[k], (x[k], y[k]), textcoords="offset points", xytext=(0, 0), fontsize=7,
-                             color=MODEL, va="center", zorder=6)  # fmt: skip
-        best = None
-        for dx, dy, ha in places:
-            note.set_position((dx, dy))
-            note.set_ha(ha)
-            box = note.get_window_extent(renderer).padded(1.0).extents
-            covered = sum(overlap(box, other) for other in taken) + outside(box, inside.extents)
-            if best is None or covered < best[0]:
-                best = covered, dx, dy, ha, box
-            if covered == 0:
-                break
-        assert best is not None
-        note.set_position(best[1:3])
-        note.set_ha(best[3])
-        if abs(best[1]) + abs(best[2]) > 12:
-            axes.annotate("", (x[k], y[k]), xytext=best[1:3], textcoords="offset points",
-                          arrowprops={"arrowstyle": "-", "color": "#9a9a9a", "linewidth": 0.6}, zorder=3)  # fmt: skip
-        taken.append(tuple(best[4]))
+        note = axes.annotate(names[k], (x[k], y[k]), xytext=(0, 0), textcoords="offset points", fontsize=7, color=MODEL,
+                             va="center", zorder=6, path_effects=[withStroke(linewidth=2, foreground="white")])  # fmt: skip
+        place = min(PLACES, key=lambda place: trouble(note, place, renderer, taken, on_lines, inside))
+        put(note, place)
+        taken.append(tuple(note.get_window_extent(renderer).padded(1.0).extents))
+        if np.hypot(*place[:2]) > 14:
+            axes.annotate("", (x[k], y[k]), xytext=place[:2], textcoords="offset points", zorder=3,
+                          arrowprops={"arrowstyle": "-", "color": "#9a9a9a", "linewidth": 0.6})  # fmt: skip
+
+
+Place = tuple[int, int, str]
+PLACES: list[Place] = [  # offset in points and alignment, the nearest first
+    (dx * r, dy * r, {-1: "right", 0: "center", 1: "left"}[dx])
+    for r in (8, 14, 20, 28, 38, 50)
+    for dx, dy in ((1, 0), (-1, 0), (0, -1), (0, 1), (1, -1), (-1, -1), (1, 1), (-1, 1))
+]
+
+
+def put(note: Any, place: Place) -> None:
+    note.set_position(place[:2])
+    note.set_ha(place[2])
+
+
+def trouble(note: Any, place: Place, renderer: Any, taken: Sequence[Any], on_lines: Array, inside: Any) -> float:
+    """What is wrong with a place, in square pixels: covered names and points weigh most, then lines, then distance."""
+    put(note, place)
+    box = note.get_window_extent(renderer).padded(1.0).extents
+    x0, y0, x1, y1 = box
+    out = (x1 - x0) * (y1 - y0) - overlap(box, inside)
+    hidden = ((on_lines > (x0, y0)) & (on_lines < (x1, y1))).all(axis=1).sum()
+    return float(10 * sum(overlap(box, other) for other in taken) + 10 * out + 40 * hidden + np.hypot(*place[:2]))
 
 
 def overlap(a: Any, b: Any) -> float:
     """Shared area of two boxes (x0, y0, x1, y1)."""
-    return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
-
-
-def outside(a: Any, frame: Any) -> float:
-    """Area of box a that lies outside a frame."""
-    return float((a[2] - a[0]) * (a[3] - a[1]) - overlap(a, frame))
+    return float(max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1])))

@@ -1,0 +1,161 @@
+"""polyroute fit: a quality and a cost router from recorded outcomes, their settings chosen on held-out queries."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+from importlib.metadata import version
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from polyroute import __version__
+from polyroute.artefact import load, save
+from polyroute.cli.progress import Steps, say
+from polyroute.cli.tables import FEATURES, answered, counted, embedded, is_journal, read_outcomes
+from polyroute.data.outcomes import complete
+from polyroute.errors import ConfigError
+from polyroute.offline.choose import (
+    FAMILIES,
+    QUALITY_ROUTERS,
+    Chosen,
+    best,
+    cost_router,
+    families_of,
+    quality_router,
+    trials,
+    try_settings,
+)
+from polyroute.offline.frontier import reference_cost
+from polyroute.offline.split import part
+from polyroute.protocols import Router
+from polyroute.routers.mix import Together
+from polyroute.types import Outcomes
+
+EXAMPLE = """examples:
+  polyroute fit outcomes/routerbench.parquet --router knn -o r.npz
+  polyroute fit outcomes/llmrouter9.parquet --router mix --features minilm-1 -o r.npz
+  polyroute fit .polyroute/journal.sqlite --prior default -o r.npz
+
+A table has one row per query and model: query_id, model, score (0..1), cost_usd, query (or prompt), and, if you have
+them, split, group_id, dataset, input_tokens. Learns from split train, chooses settings on split valid, never reads
+test; without a column split it uses every row and chooses by group-aware cross-validation. A journal (SQLite) of the
+gateway serves too, as far as feedback reported quality. Features recorded-minilm are the vectors of embeddings.npy and
+queries.parquet beside the table or one folder above; the gateway cannot make them, so fit with another to serve."""
+
+
+class Fitted(NamedTuple):
+    router: Router
+    pool: list[Any]  # candidates with profiles
+    info: dict[str, Any]
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser(
+        "fit",
+        help="fit a router on recorded outcomes",
+        description="Fit quality and cost routers on recorded outcomes and write them to one file.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("outcomes", type=Path, metavar="OUTCOMES", help="Parquet table, or the gateway's journal")
+    parser.add_argument("--router", default="knn", choices=QUALITY_ROUTERS, help="default: %(default)s")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="R.npz", help="file to write")
+    add_table_options(parser)
+    parser.add_argument("--prior", metavar="R.npz", help="router to shrink to, or `default`: the shipped cold start")
+    parser.add_argument("--partial", action="store_true", help="also learn from queries that not every model answered")
+    parser.set_defaults(run=run)
+
+
+def add_table_options(parser: Any) -> None:
+    """Options that fit and eval share."""
+    parser.add_argument("--features", default="static-1", choices=FEATURES, help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="of folds, clusters and resamples (default: %(default)s)")
+    parser.add_argument("--allow-shared-groups", action="store_true",
+                        help="take a table whose near-duplicates stand in several splits: a leak")  # fmt: skip
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.output.suffix != ".npz":
+        raise ConfigError("--output", got=str(args.output), expected="a file name ending in .npz")
+    if not args.output.parent.is_dir():
+        raise ConfigError("--output", got=str(args.output), expected="a file in a folder that exists")
+    outcomes = read_outcomes(args.outcomes, args.features, allow_shared_groups=args.allow_shared_groups)
+    fitted = fit(outcomes, args)
+    fingerprint = save(fitted.router, args.output, features=args.features, pool=fitted.pool, info=fitted.info)
+    info = fitted.info
+    print(f"{args.router} on {info['table']}, {args.features}: fitted on {info['rows']:,} queries, "
+          f"{len(fitted.pool)} models ({info['split']})")  # fmt: skip
+    for family, settings in info["chosen"].items():
+        print(f"  {family}: " + ", ".join(f"{key} {value}" for key, value in settings.items())
+              + f"   {info['chosen_by']} {info['scores'][family]:.4f}")  # fmt: skip
+    print(f"wrote {args.output} ({args.output.stat().st_size / 1e6:.1f} MB, fingerprint {fingerprint})")
+    print(json.dumps({"command": "fit", "output": str(args.output), "fingerprint": fingerprint, **info}))
+    return 0
+
+
+def fit(outcomes: Outcomes, args: argparse.Namespace) -> Fitted:
+    """Choose settings and fit. Reads the splits train and valid only, or everything where there are no splits."""
+    journal = is_journal(args.outcomes)
+    split = "split" in outcomes.labels
+    if split:
+        part(outcomes, "train")  # complains where there is none
+        outcomes = outcomes.take(np.isin(outcomes.labels["split"], ("train", "valid")))
+    if not journal and not args.partial:
+        outcomes = answered(outcomes, args.outcomes)
+    outcomes = embedded(outcomes, args.features, args.outcomes)
+    outcomes = Outcomes(counted(outcomes.queries), outcomes.pool, outcomes.values, outcomes.observed, outcomes.labels)
+    prior = load_prior(args.prior, args.features) if args.prior else None
+    chosen, scores, judged = choose(args.router, outcomes, args.seed, prior)
+    train = part(outcomes, "train") if split else outcomes
+    quality = quality_router(args.router, chosen, prior)
+    # The gateway prices answers by its own list: a journal's few outcomes a model would not do better.
+    router = Together([quality] if journal else [quality, cost_router()]).fit(train)
+    info = {
+        "router": args.router, "table": args.outcomes.name, "features": args.features,
+        "split": "train" if split else "all rows", "rows": len(train), "complete": bool(complete(train).all()),
+        "chosen": chosen, "chosen_by": judged, "scores": scores, "seed": args.seed, "prior": args.prior,
+        "reference_cost_usd": reference_cost(train), "made_with": made_with(),
+    }  # fmt: skip
+    return Fitted(router, list(outcomes.pool), info)
+
+
+def choose(
+    name: str, outcomes: Outcomes, seed: int, prior: Router | None = None
+) -> tuple[Chosen, dict[str, float], str]:
+    """Settings of each family a router needs, their scores, and by what they were chosen."""
+    table_trials = trials(outcomes, seed)
+    chosen: Chosen = {}
+    scores = {}
+    for family in families_of(name):
+        tried = []
+        with Steps(f"choosing settings of {family}", len(FAMILIES[family].settings)) as steps:
+            for one in try_settings(family, table_trials, prior):
+                tried.append(one)
+                steps.at(len(tried), f"best {best(tried).score:.4f}")
+        winner = best(tried)
+        chosen[family], scores[family] = dict(winner.settings), winner.score
+    where = "valid" if len(table_trials) == 1 else f"{len(table_trials)} folds"
+    return chosen, scores, f"{'Brier' if table_trials[0].cost is None else 'AIQ'} on {where}"
+
+
+def load_prior(where: str, features: str) -> Router:
+    """The quality router of a file, or of the shipped cold start. Raises: ConfigError for other features."""
+    if where == "default":
+        with as_file(files("polyroute.data").joinpath("cold_start.npz")) as path:
+            found = load(path)
+    else:
+        found = load(where)
+    if found.features != features:
+        raise ConfigError("--prior", got=f"{where}, which reads {found.features}", expected=f"a router on {features}")
+    say(f"shrinking to {where} ({found.kind}, fingerprint {found.fingerprint})")
+    router: Router = found.router
+    return router
+
+
+def made_with() -> dict[str, str]:
+    """Versions that figures may depend on."""
+    return {"polyroute": __version__, "numpy": version("numpy"), "python": platform.python_version()}

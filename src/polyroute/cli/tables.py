@@ -1,0 +1,89 @@
+"""Tables with features, as fit, eval and predict need them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from polyroute.cli.progress import Steps, say
+from polyroute.data.from_journal import load_journal
+from polyroute.data.outcomes import complete, load_outcomes, with_embeddings
+from polyroute.data.recorded import RECORDED_MINILM, recorded_embeddings
+from polyroute.errors import OutcomesError, UnknownNameError
+from polyroute.signals import FEATURISERS, featuriser
+from polyroute.signals.tokens import count_tokens
+from polyroute.types import Array, Outcomes, Query
+
+FEATURES = (*FEATURISERS, RECORDED_MINILM)
+BATCH = 64  # texts between two reports of progress
+
+
+def is_journal(path: Path) -> bool:
+    """Whether a file is an SQLite database, by its first bytes."""
+    try:
+        with path.open("rb") as file:
+            return file.read(16) == b"SQLite format 3\x00"
+    except OSError:
+        return False  # whoever reads it next says what is wrong
+
+
+def read_outcomes(path: Path, features: str, *, allow_shared_groups: bool = False) -> Outcomes:
+    """A Parquet table or a journal. A journal brings the embeddings it recorded; tables get theirs from `embedded`."""
+    if is_journal(path):
+        return load_journal(path, features=features)
+    return load_outcomes(path, allow_shared_groups=allow_shared_groups)
+
+
+def embedded(outcomes: Outcomes, features: str, table: Path) -> Outcomes:
+    """The same table with features for each query; queries that can have none are left out, and that is said.
+
+    Raises: OutcomesError where no query can have features.
+    """
+    found = with_embeddings(outcomes, vectors(outcomes.queries, features, table))
+    known = np.array([query.embedding is not None for query in found.queries])
+    if not known.any():
+        raise OutcomesError(f"{table}: expected texts or recorded embeddings to route on, got none for any query.")
+    if not known.all():
+        say(f"{int((~known).sum())} of {len(known)} queries have no text and are left out")
+    return found.take(known)
+
+
+def vectors(queries: Sequence[Query], features: str, table: Path) -> Array:
+    """[n, d] float32; a row of NaN where a query has neither a text nor a recorded embedding."""
+    if features == RECORDED_MINILM:
+        return recorded_embeddings([query.id for query in queries], table)
+    if features not in FEATURISERS:
+        raise UnknownNameError("features", features, FEATURES)
+    make = featuriser(features)
+    rows = np.full((len(queries), make.dim), np.nan, dtype=np.float32)
+    without = [i for i, query in enumerate(queries) if query.embedding is None and query.text]
+    for i, query in enumerate(queries):
+        if query.embedding is not None:
+            rows[i] = query.embedding
+    with Steps(f"embedding with {features}", len(without)) as steps:
+        for start in range(0, len(without), BATCH):
+            batch = without[start : start + BATCH]
+            rows[batch] = make([queries[i].text for i in batch])
+            steps.at(start + len(batch))
+    return rows
+
+
+def counted(queries: Sequence[Query]) -> list[Query]:
+    """The same queries with prompt tokens, estimated from the text where the table does not state them."""
+    return [q if q.num_tokens is not None else replace(q, num_tokens=count_tokens(q.text)) for q in queries]
+
+
+def answered(outcomes: Outcomes, table: Path) -> Outcomes:
+    """The queries that every model answered. Raises: OutcomesError where there is none."""
+    rows = complete(outcomes)
+    if not rows.any():
+        raise OutcomesError(
+            f"{table}: expected queries that all {len(outcomes.pool)} models answered, got none among {len(outcomes)}. "
+            f"A choice can only be replayed where each model's outcome is known."
+        )
+    if not rows.all():
+        say(f"{int((~rows).sum())} of {len(rows)} queries lack a model's outcome and are left out")
+    return outcomes.take(rows)

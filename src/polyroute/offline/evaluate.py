@@ -1,0 +1,73 @@
+"""One router beside the honest baselines: expected qualities and costs in, curves to compare out.
+
+Letters: n queries, m candidates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from polyroute.offline.baselines import best_single, cheapest_single, dataset_means, single_models
+from polyroute.offline.frontier import TRADE_OFFS, Curve, choose, realised
+from polyroute.offline.pairs import weak_and_strong
+from polyroute.protocols import Router
+from polyroute.routers.knn import KNN
+from polyroute.types import Array, Outcomes
+
+SHRUNK_KNN, DATASET_ORACLE, RANDOM_MIX, ORACLE = "shrunk kNN", "data-set oracle", "random mix", "oracle"
+
+
+class Expected(NamedTuple):
+    """What is expected of queries nobody has learned from."""
+
+    quality: Mapping[str, Array]  # name of a router or baseline -> [n, m]
+    cost: Array  # [n, m] USD, the same for all, so that they differ in quality only
+    reference: float  # USD: the unit of a trade-off, from the queries learned from
+
+
+def baseline_quality(train: Outcomes, test: Outcomes) -> dict[str, Array]:
+    """Expected quality [n, m] by the baselines that learn: KNN at its defaults, and the means of each data set.
+
+    The second is left out where the table has no label `dataset`.
+    """
+    knn = KNN().fit(train).predict(test.queries, test.pool)["quality"].mean
+    found = {SHRUNK_KNN: knn}
+    if "dataset" in train.labels and "dataset" in test.labels:
+        found[DATASET_ORACLE] = dataset_means(train, test).mean
+    return found
+
+
+def expected_by(router: Router, name: str, cost: Router | None, test: Outcomes, reference: float) -> Expected:
+    """What a fitted router expects of a table. cost: a fitted cost router, where `router` estimates no cost."""
+    estimates = router.predict(test.queries, test.pool)
+    if "cost" not in estimates and cost is not None:
+        estimates = {**estimates, **cost.predict(test.queries, test.pool)}
+    return Expected({name: estimates["quality"].mean}, estimates["cost"].mean, reference)
+
+
+def curves_of(expected: Expected, test: Outcomes, train: Outcomes | None = None) -> list[Curve]:
+    """The routers and baselines of `expected`, then single models, their mix and the oracle, on a complete table.
+
+    All choose by the same policy and the same cost estimates; the oracle alone knows what each answer will score and
+    cost. train: where the best single model is chosen; None: in hindsight, on the table itself.
+    """
+    curves = [
+        realised(name, choose(quality, expected.cost, TRADE_OFFS, expected.reference), test)
+        for name, quality in expected.quality.items()
+    ]
+    known = choose(test.values["quality"], test.values["cost"], TRADE_OFFS, expected.reference)
+    singles = [best_single(test, train), cheapest_single(test), single_models(test)]
+    return [*curves, *singles, realised(ORACLE, known, test)]
+
+
+def pair_gains(expected: Expected, test: Outcomes) -> tuple[dict[str, Array], Array] | None:
+    """Strong minus weak quality [n] as each router expects it, and as it was; None unless the pool is a pair."""
+    if len(test.pool) != 2:
+        return None
+    weak, strong = weak_and_strong(test)
+    gains = {name: quality[:, strong] - quality[:, weak] for name, quality in expected.quality.items()}
+    truth = test.values["quality"]
+    return gains | {"random calls": np.zeros(len(test))}, truth[:, strong] - truth[:, weak]
