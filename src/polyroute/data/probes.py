@@ -1,8 +1,8 @@
 """Self-generated, self-checking questions: they measure a new model without any data set and without a judge.
 
-Seven families, each with five levels: arithmetic and word problems (skill math), strings and program output (code),
-orderings (logic), reading a short invented text (commonsense: nothing has to be known), and everyday questions any
-usable model answers (knowledge), which anchor the easy end. All but the last are drawn from `rng` from so many
+Seven families, each with five levels: arithmetic and word problems (skill math), letters of words (symbols), program
+output (code), orderings (logic), reading a short invented text (commonsense: nothing has to be known), and everyday
+questions any usable model answers, which anchor the easy end. All but the last are drawn from `rng` from so many
 possibilities that a model cannot have seen them.
 """
 
@@ -200,11 +200,11 @@ def everyday(rng: Rng, level: int) -> tuple[str, str, str]:
 FAMILIES: dict[str, tuple[str, Callable[[Rng, int], tuple[str, str, str]]]] = {
     "arithmetic": ("math", arithmetic),
     "word-problem": ("math", word_problem),
-    "string": ("code", strings),
+    "string": ("symbols", strings),
     "program": ("code", program),
     "ordering": ("logic", ordering),
     "reading": ("commonsense", reading),
-    "everyday": ("knowledge", everyday),
+    "everyday": ("everyday", everyday),
 }
 
 

@@ -65,9 +65,8 @@ def pareto(router: Together, outcomes: Outcomes, attribute: str, weights: Sequen
     every: Array = np.arange(len(outcomes))
     points = []
     for weight in weights:
-        utility = objective({attribute: weight}).utility(estimates)
-        if np.isinf(weight):
-            utility = -estimates[attribute].mean
+        endless = np.isinf(weight)  # then the attribute alone decides
+        utility = -estimates[attribute].mean if endless else objective({attribute: weight}).utility(estimates)
         choice = utility.argmax(axis=1)
         quality = outcomes.values["quality"][every, choice].mean()
         points.append({"weight": weight, "quality": float(quality), attribute: float(value[choice].mean())})
