@@ -14,6 +14,7 @@ from polyroute.protocols import Featuriser
 FEATURISERS: dict[str, str] = {
     "static-1": "polyroute.signals.static:Static",
     "minilm-1": "polyroute.signals.minilm:MiniLM",
+    "minilm-surface-1": "polyroute.signals.minilm:MiniLMSurface",
 }
 
 
@@ -22,6 +23,7 @@ def featuriser(name: str = "static-1") -> Featuriser:
 
     `static-1`: token vectors and surface features, about 0.1 ms a short text, comes with [embed] and [gateway].
     `minilm-1`: a small transformer, about 6 ms a short text, comes with [minilm].
+    `minilm-surface-1`: the same beside the surface features; the better of the two.
     Raises: UnknownNameError; MissingExtraError where its package is not installed.
     """
     if name not in FEATURISERS:

@@ -45,6 +45,7 @@ CENTRE: dict[str, float] = {
 }  # fmt: skip
 SPREAD = 1.246  # root mean square distance from CENTRE there, weighted
 SURFACE_NORM = 0.7  # of the surface block, where the token block has 1
+UNIT = np.float32(1 / np.hypot(1.0, SURFACE_NORM))  # brings both together to about length 1
 
 
 class Static:
@@ -67,32 +68,40 @@ class Static:
         files = [package_file("wordllama", f, "embed") if folder is None else folder / f for f in (WEIGHTS, TOKENIZER)]
         self.bits = half_table(files[0], TENSOR)
         self.tokens = WordTokens(Tokenizer.from_file(str(files[1])))
-        self.centre, self.scale = surface_scaling()
+        self.surface = SurfaceBlock()
 
     def __call__(self, texts: Sequence[str]) -> Array:
         """[n, dim] float32."""
         out = np.empty((len(texts), self.dim), dtype=np.float32)
+        texts = [writable(sample(text, MAX_CHARACTERS)) for text in texts]
         for row, text in zip(out, texts, strict=True):
-            text = writable(sample(text, MAX_CHARACTERS))
             row[:256] = unit(sum_rows(self.bits, np.array(self.tokens(text), dtype=np.intp)))
-            row[256:] = (surface.surface(text) - self.centre) * self.scale
-        out *= np.float32(1 / np.hypot(1.0, SURFACE_NORM))
+        out[:, 256:] = self.surface(texts)
+        out *= UNIT
+        return out
+
+
+class SurfaceBlock:
+    """Surface features centred and scaled to stand beside a unit vector: [n, surface.DIM], about SURFACE_NORM long.
+
+    Shares of characters vary little and count double; the first and the last character vary a lot and count half.
+    """
+
+    def __init__(self) -> None:
+        self.centre = np.array([CENTRE.get(name, 0.0) for name in surface.NAMES], dtype=np.float32)
+        weight = np.array([surface_weight(name) for name in surface.NAMES], dtype=np.float32)
+        self.scale = weight * np.float32(SURFACE_NORM / SPREAD)
+
+    def __call__(self, texts: Sequence[str]) -> Array:
+        out = np.empty((len(texts), surface.DIM), dtype=np.float32)
+        for row, text in zip(out, texts, strict=True):
+            row[:] = (surface.surface(sample(text, MAX_CHARACTERS)) - self.centre) * self.scale
         return out
 
 
 def writable(text: str) -> str:
     """The text with lone surrogates, which have no UTF-8 form, as question marks."""
     return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
-
-
-def surface_scaling() -> tuple[Array, Array]:
-    """(centre [surface.DIM], scale [surface.DIM]) that make the surface block comparable to a unit vector.
-
-    Shares of characters vary little and count double; the first and the last character vary a lot and count half.
-    """
-    weight = np.array([surface_weight(name) for name in surface.NAMES], dtype=np.float32)
-    centre = np.array([CENTRE.get(name, 0.0) for name in surface.NAMES], dtype=np.float32)
-    return centre, weight * np.float32(SURFACE_NORM / SPREAD)
 
 
 def surface_weight(name: str) -> float:

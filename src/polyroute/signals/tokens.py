@@ -41,9 +41,9 @@ WEIGHTS = np.array([PER_CHARACTER.get(kind, 0.0) for kind in surface.KINDS] + [0
 PER_MESSAGE = 6  # tokens that the JSON of a message counts more than a chat template adds
 PER_ATTACHMENT = 800  # tokens of a picture or a sound: the middle of what providers charge
 ATTACHMENT = 400  # characters from which encoded data counts as an attachment
-READ = 65_536  # bytes; a longer text is read in BLOCKS pieces, evenly spread
+READ = 16_384  # bytes; a longer text is read in BLOCKS pieces, evenly spread
 BLOCKS = 32
-ENCODED = (b";base64,", b'"data":"', b'"data": "')
+ENCODED = (b";base64,", b'"data"')  # what stands before encoded data, a colon and a quote aside
 ESCAPED = re.compile(rb'\\(u[0-9a-fA-F]{4}|[nrt"\\/])')
 PLAIN = {b"n": b"\n", b"r": b"\n", b"t": b"\t", b'"': b'"', b"\\": b"\\", b"/": b"/"}
 
@@ -52,7 +52,7 @@ def count_tokens(prompt: object) -> int:
     """About how many tokens a prompt has. Never fails; 0 for nothing.
 
     prompt: a text, or JSON as it came on the wire (bytes or any buffer): the messages of a chat, or its tools. In JSON,
-    encoded pictures and sounds count PER_ATTACHMENT each, whatever their size. Reads at most 64 KB.
+    encoded pictures and sounds count PER_ATTACHMENT each, whatever their size. Reads at most READ bytes.
     """
     if isinstance(prompt, str):
         return round(tokens_in(prompt.encode("utf-8", "surrogatepass")))
@@ -85,19 +85,20 @@ def tokens_in(data: bytes) -> float:
 
 def without_attachments(data: bytes) -> tuple[bytes, int]:
     """(JSON without its encoded data, how many pieces of it there were)."""
-    pieces, position, attachments = [], 0, 0
+    attachments = 0
     for marker in ENCODED:
+        pieces, position = [], 0
         while (start := data.find(marker, position)) >= 0:
             start += len(marker)
+            if marker == ENCODED[1]:
+                start = data.find(b'"', start) + 1 or len(data)
             end = data.find(b'"', start)
             end = len(data) if end < 0 else end
-            if end - start >= ATTACHMENT:
-                attachments += 1
-                pieces.append(data[position:start])
-            else:
-                pieces.append(data[position:end])
+            large = end - start >= ATTACHMENT
+            attachments += large
+            pieces.append(data[position : start if large else end])
             position = end
-        data, pieces, position = b"".join([*pieces, data[position:]]), [], 0
+        data = b"".join([*pieces, data[position:]]) if pieces else data
     return data, attachments
 
 

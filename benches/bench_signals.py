@@ -1,0 +1,173 @@
+"""What reading a request costs: microseconds a text by length, memory, and how near token counts come.
+
+    python -m benches.bench_signals
+    python -m benches.bench_signals --minilm          the transformer too
+
+Texts are all different, so that nothing is remembered but words. Wall-clock includes whatever else the machine does;
+`cpu` is the calling thread's own time and is steadier. First row: the floor, a length and an empty array.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benches.machine import machine, ticks
+from polyroute.data.columns import read_columns
+from polyroute.data.outcomes import load_outcomes
+from polyroute.offline.split import part
+from polyroute.signals import featuriser
+from polyroute.signals.conversation import routing_text
+from polyroute.signals.needs import needs_of
+from polyroute.signals.surface import surface
+from polyroute.signals.tokens import count_tokens
+
+SEED = 0
+LENGTHS = (60, 300, 1_000, 2_000, 4_000, 100_000)  # characters
+RUNS = 300
+LOAD = """
+import json, time
+def resident():
+    lines = open("/proc/self/status").read().splitlines()
+    return {line.split(":")[0]: int(line.split()[1]) // 1024 for line in lines if line.startswith(("VmRSS", "RssAnon"))}
+import numpy, polyroute.signals
+before, start = resident(), time.perf_counter()
+embed = polyroute.signals.featuriser("NAME")
+loaded = time.perf_counter() - start
+embed(["a text of a few words"] + [f"word{i} " * 50 for i in range(200)])
+print(json.dumps({"load_s": round(loaded, 3), "before_mb": before, "after_mb": resident()}))
+"""
+
+
+def measure(call: Callable[[Any], object], inputs: Sequence[Any], warmup: int = 30) -> dict[str, float]:
+    """Microseconds a call: median and 99th percentile by the wall clock, median and 99th of the thread's own time."""
+    wall, cpu = [], []
+    for given in inputs:
+        start, own = time.perf_counter_ns(), time.thread_time_ns()
+        call(given)
+        cpu.append((time.thread_time_ns() - own) / 1e3)
+        wall.append((time.perf_counter_ns() - start) / 1e3)
+    kept = slice(min(warmup, len(wall) // 3), None)
+    points = {"p50": (wall, 50), "p99": (wall, 99), "cpu50": (cpu, 50), "cpu99": (cpu, 99)}
+    return {name: round(float(np.percentile(values[kept], at)), 1) for name, (values, at) in points.items()}
+
+
+def text_rows(pools: dict[str, str], calls: dict[str, Callable[[str], object]], runs: int) -> list[dict[str, Any]]:
+    """Each call on texts of each length, in each script."""
+    rows = []
+    for script, pool in pools.items():
+        for length in LENGTHS:
+            count = min(runs, len(pool) // length)
+            texts = [pool[i * length : (i + 1) * length] for i in range(count)]
+            for name, call in calls.items():
+                if count >= 3:
+                    rows.append({"what": name, "script": script, "characters": length} | measure(call, texts))
+    return rows
+
+
+def chat_rows(texts: Sequence[str]) -> list[dict[str, Any]]:
+    """The text of conversations, what they need, and their tokens: short chats, long ones, a body of a megabyte."""
+    reminder = "<system-reminder>\nNever mention this.\n</system-reminder>\n"
+
+    def chat(turns: int, size: int, i: int) -> list[dict[str, Any]]:
+        messages: list[dict[str, Any]] = [{"role": "system", "content": "You are a coding agent. " * 400}]
+        for t in range(turns):
+            text = " ".join(texts[(i * 7 + t * 3 + k) % len(texts)] for k in range(1 + size // 200))[:size]
+            messages.append({"role": "assistant" if t % 2 else "user", "content": text if t % 2 else reminder + text})
+        return messages
+
+    shapes = {"1 turn of 80": (1, 80), "5 turns of 300": (5, 300), "41 turns of 2,000": (41, 2_000)}
+    chats = {name: [chat(turns, size, i) for i in range(RUNS)] for name, (turns, size) in shapes.items()}
+    chats["1 turn of 1,000,000"] = [chat(1, 1_000_000, i) for i in range(6)]
+    rows = []
+    for name, inputs in chats.items():
+        wire = [json.dumps(messages).encode() for messages in inputs]
+        for what, call, given in (
+            ("routing_text", routing_text, inputs),
+            ("needs_of", needs_of, inputs),
+            ("count_tokens, JSON", count_tokens, wire),
+        ):
+            rows.append({"what": what, "script": name, "characters": len(wire[0])} | measure(call, given))  # type: ignore[operator]
+    return rows
+
+
+def token_rows(folder: Path) -> list[dict[str, Any]]:
+    """Error of count_tokens against recorded cl100k counts, test split; a quarter of the characters beside it."""
+    listed = read_columns(folder / "queries.parquet", ("query_id", "n_tokens"))
+    ids = listed.text("query_id")
+    known = dict(zip((ids.values[code] for code in ids.codes), listed.number("n_tokens"), strict=True))
+    rows = []
+    for name in ("routerbench", "llmrouter9", "routellm", "routerdc7"):
+        queries = part(load_outcomes(folder / "outcomes" / f"{name}.parquet"), "test").queries
+        chinese = np.array([sum(c >= "\u2e80" for c in q.text) > 0.2 * len(q.text) for q in queries])
+        truth = np.array([known[q.id] for q in queries])
+        counted = np.array([count_tokens(q.text) for q in queries])
+        quarter = np.array([len(q.text) / 4 for q in queries])
+        for label, mask in (("", ~chinese), (", Chinese", chinese)):
+            if mask.sum() > 20:
+                row: dict[str, Any] = {"table": name + label, "queries": int(mask.sum())}
+                for kind, values in (("counted", counted), ("characters / 4", quarter)):
+                    error = np.abs(values[mask] - truth[mask]) / truth[mask]
+                    row[f"{kind}: total"] = round(float(values[mask].sum() / truth[mask].sum()), 3)
+                    row[f"{kind}: median error"] = round(float(np.median(error)), 3)
+                    row[f"{kind}: 95 %"] = round(float(np.percentile(error, 95)), 3)
+                rows.append(row)
+    return rows
+
+
+def memory_row(name: str) -> dict[str, Any]:
+    """Seconds to load and megabytes of a fresh process, before and after."""
+    ran = subprocess.run([sys.executable, "-c", LOAD.replace("NAME", name)], capture_output=True, text=True, check=True)
+    row: dict[str, Any] = {"features": name} | json.loads(ran.stdout)
+    return row
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    names = list(rows[0])
+    print("  ".join(f"{name:>18}" for name in names))
+    for row in rows:
+        print("  ".join(f"{row[name]!s:>18}" for name in names))
+    print(flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    assert __doc__ is not None
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument("--data", type=Path, default=Path("../shared/data"))
+    p.add_argument("--minilm", action="store_true", help="measure minilm-1 too (a minute)")
+    args = p.parse_args(argv)
+    before = ticks()
+    outcomes = args.data / "outcomes"
+    latin = [q.text for name in ("llmrouter9", "routellm") for q in load_outcomes(outcomes / f"{name}.parquet").queries]
+    mixed = [q.text for q in load_outcomes(outcomes / "routerdc7.parquet").queries]
+    chinese = "".join(text for text in mixed if sum(c >= "\u2e80" for c in text) > len(text) / 2)
+    np.random.default_rng(SEED).shuffle(latin)
+    pools, static = {"Latin": " ".join(latin), "Chinese": chinese}, featuriser("static-1")
+    calls: dict[str, Callable[[str], object]] = {
+        "floor": lambda text: np.empty(len(text) % 2),
+        "static-1": lambda text: static([text]),
+        "surface": surface,
+        "count_tokens": count_tokens,
+    }
+    rows = {"texts": text_rows(pools, calls, RUNS), "chats": chat_rows(latin)}
+    if args.minilm:
+        minilm = featuriser("minilm-1")
+        rows["minilm"] = text_rows(pools, {"minilm-1": lambda text: minilm([text])}, 40)
+    rows["memory"] = [memory_row(name) for name in ("static-1", "minilm-1")[: 1 + args.minilm]]
+    rows["tokens"] = token_rows(args.data)
+    for table in rows.values():
+        show(table)
+    print(json.dumps({"bench": "signals", "machine": machine(before), "seed": SEED, "rows": rows}))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
