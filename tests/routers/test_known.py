@@ -41,11 +41,30 @@ def test_length_recovers_a_log_linear_law_without_the_bias_of_the_log():
     assert (np.abs(mean - expected) < 3 * std).mean() > 0.9
 
 
-def test_length_of_a_candidate_nobody_measured_is_the_stated_constant():
-    for router in (Length(), Length().fit(lengths(200)[0])):
-        mean, std = router.predict(queries_of(np.ones((2, 4))), [Candidate("stranger")])["output_tokens"]
-        np.testing.assert_allclose(mean, TYPICAL_TOKENS)
-        np.testing.assert_allclose(std, TYPICAL_TOKENS, rtol=0.01)
+def test_length_before_any_answer_is_the_stated_constant():
+    mean, std = Length().predict(queries_of(np.ones((2, 4))), [Candidate("stranger")])["output_tokens"]
+    np.testing.assert_allclose(mean, TYPICAL_TOKENS)
+    np.testing.assert_allclose(std, TYPICAL_TOKENS)
+
+
+def test_length_of_a_candidate_nobody_measured_is_that_of_the_others_with_more_doubt():
+    train, _ = lengths(400)
+    queries = train.queries[:50]
+    mean, std = Length().fit(train).predict(queries, [*train.pool, Candidate("stranger")])["output_tokens"]
+    assert (mean[:, 2] > mean[:, :2].min(axis=1) * 0.8).all()
+    assert (mean[:, 2] < mean[:, :2].max(axis=1) * 1.2).all()
+    assert ((std / mean)[:, 2] > (std / mean)[:, :2].max(axis=1)).all()
+
+
+def test_a_candidate_tried_once_does_not_look_shorter_than_one_never_tried():
+    pool = [Candidate("tried"), Candidate("untried")]
+    router = Length()
+    queries = queries_of(np.zeros((3, 4)), tokens=np.full(3, 10))
+    y = np.array([[3.0, np.nan]] * 3)
+    router.update(Outcomes(queries, pool, {"output_tokens": y}, np.isfinite(y)))
+    mean = router.predict(queries, pool)["output_tokens"].mean
+    np.testing.assert_allclose(mean[:, 0], mean[:, 1], rtol=0.15)
+    assert (mean < TYPICAL_TOKENS / 2).all()
 
 
 def test_length_stays_within_what_the_query_allows():

@@ -118,7 +118,10 @@ async def travel(gateway: Gateway, scope: Scope, receive: Receive, send: Send, e
         if not road.gone:
             raise
         me.uncancel()
-        road.status, road.state = 499, "cancelled"
+        if road.stream is not None and (road.stream.done or road.stream.finished):
+            road.state = "ok"  # the client had read the end marker and hung up before the backend did
+        else:
+            road.status, road.state = 499, "cancelled"
     finally:
         road.over = True
         watch.cancel()
