@@ -11,12 +11,17 @@ from polyroute.errors import ConfigError
 from polyroute.proofs.systems import SCALES, STATUSES, System, load_systems
 
 HEAD = """\
+---
+hide:
+  - toc
+---
+
 # Published systems
 
 <!-- Generated from systems.toml by `python -m polyroute.proofs.page`; edit that file, not this one. -->
 
-One row for each published system, sorted by the scale at which it routes. `parts` are modules of `polyroute` it is
-made of, `recipe` puts them together, `proof` is what `polyroute prove ID` runs.
+One row for each published system, sorted by the scale at which it routes. Parts are modules of `polyroute` it is made
+of; the recipe puts them together.
 
 - **planned**: nothing is claimed.
 - **proven**: its mechanism beats the named baseline in its proof on three seeds or more, with an interval, and the
@@ -25,7 +30,7 @@ made of, `recipe` puts them together, `proof` is what `polyroute prove ID` runs.
 
 ```sh
 polyroute systems --status proven   # this table in the terminal
-polyroute prove 16 --seed 0         # run the proof of one row; the last line is JSON
+polyroute prove 16                  # run the proof of one row
 ```
 
 The proofs of request routing read public outcome tables from the folder in `POLYROUTE_DATA`.
@@ -36,7 +41,7 @@ TITLES = {
     "expert": "Experts inside a network",
     "adapters-systems-fields": "Adapters, systems and fields",
 }
-COLUMNS = ("id", "name", "status", "parts", "recipe", "proof", "what the last run said")
+COLUMNS = ("id", "system", "status", "parts", "recipe", "what the last proof said")
 
 
 def page(rows: Sequence[System]) -> str:
@@ -68,8 +73,8 @@ def section(scale: str, rows: Sequence[System]) -> str:
 
 def cells(row: System) -> list[str]:
     """The cells of one row, in the order of COLUMNS."""
-    named = [" ".join(code(part) for part in row.parts), code(row.recipe), code(row.proof)]
-    return [str(row.id), plain(row.name), row.status, *named, plain(row.figures)]
+    parts, recipe = " ".join(code(part) for part in row.parts), code(row.recipe.removeprefix("polyroute."))
+    return [str(row.id), plain(row.name), row.status, parts, recipe, plain(row.figures)]
 
 
 def code(name: str) -> str:
