@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 
 import pytest
@@ -12,7 +13,11 @@ from polyroute.signals import words
 from polyroute.signals.words import WordTokens
 
 PIECES = st.sampled_from(
-    ["a", "the", " ", "  ", "\n", "\t", ".", "é", "中文", "🎉", "_", "▁", "<s>", "</s>", "\0", "Ab9", "\r"]
+    [
+        *("a", "the", "Ab", "é", "中文", "か", "한", "²", "½", "ª", "e\u0301", "\u0663"),
+        *(" ", "  ", "\n", "\t", "\r", "\xa0", "\u2009", "\0", "\ufffd\ufffd", "▁"),
+        *(".", ",", "?", "_", "──", "’", "://", "🎉", "7", "42", "<s>", "</s>", "<unk>"),
+    ]
 )
 
 
@@ -41,8 +46,17 @@ def test_equals_the_tokeniser(tokens, text):
 
 
 def test_no_token_of_the_vocabulary_crosses_a_segment(tokens):
-    vocabulary = tokens.tokenizer.get_vocab()
-    assert not [token for token in vocabulary if "\n" in token or words.SPACE in token.lstrip(words.SPACE)]
+    """The condition under which cutting a text into segments leaves its tokens as they are."""
+    single_bytes = re.compile("<0x[0-9A-F]{2}>")
+    for token in tokens.tokenizer.get_vocab():
+        if token not in tokens.whole[1:] and not single_bytes.fullmatch(token):
+            text = token.replace(words.SPACE, " ")
+            assert words.SEGMENTS.findall(text) == [text]
+
+
+@given(st.text(st.characters(codec="utf-8"), max_size=50))
+def test_segments_make_up_the_text(text):
+    assert "".join(words.SEGMENTS.findall(text)) == text
 
 
 def test_memory_is_bounded_and_long_segments_are_not_kept(tokens, monkeypatch):

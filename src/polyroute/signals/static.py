@@ -8,6 +8,7 @@ its 16 MB and only rows that occur are read.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -110,7 +111,7 @@ def surface_weight(name: str) -> float:
 
 def unit(vector: Array) -> Array:
     """The vector at length 1; a zero vector stays zero."""
-    length = float(np.sqrt(vector @ vector))
+    length = math.sqrt(vector @ vector)
     return vector / np.float32(length) if length > 0 else vector
 
 

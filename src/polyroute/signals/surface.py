@@ -97,7 +97,7 @@ CALLS = (b"w(", b"d(", b"U(")  # in roles
 BLANKS = ("__", " _ ")
 COMMENTS = ("//", "/*", '"""', "\n#")
 OPERATORS = (" - ", " + ", " * ", " / ")
-LOG_LENGTHS = np.log(LENGTHS)
+LOG_LENGTHS = [math.log(length) for length in LENGTHS]
 LOG_STEP = math.log(LENGTHS[1] / LENGTHS[0])
 WIDE_ENDS = str.maketrans("？。：！）］｝", "?.:!)]}")
 
@@ -149,21 +149,21 @@ def surface(text: str) -> Array:
 
     Never fails, lone surrogates included. Takes about 20 us for a short text and 60 us for 1,000 characters.
     """
-    features = np.zeros(DIM, dtype=np.float32)
     if not text:
-        return features
+        return np.zeros(DIM, dtype=np.float32)
     data = text.encode("utf-8", "surrogatepass")
-    counts = np.bincount(np.frombuffer(data.translate(KIND_OF), np.uint8), minlength=CONTINUATION + 1)[:CONTINUATION]
-    features[:CONTINUATION] = np.sqrt(counts / len(text))
-    where = min(max(math.log(len(text)), LOG_LENGTHS[0]), LOG_LENGTHS[-1])
-    features[CONTINUATION : -len(STRUCTURE)] = np.maximum(0.0, 1.0 - np.abs(LOG_LENGTHS - where) / LOG_STEP)
-    features[-len(STRUCTURE) :] = structure(text, data, counts)
-    return features
+    kinds = np.frombuffer(data.translate(KIND_OF), np.uint8)
+    counts = np.bincount(kinds, minlength=CONTINUATION + 1)[:CONTINUATION].tolist()
+    length = len(text)
+    where = min(max(math.log(length), LOG_LENGTHS[0]), LOG_LENGTHS[-1])
+    features = [math.sqrt(count / length) for count in counts]
+    features += [max(0.0, 1.0 - abs(corner - where) / LOG_STEP) for corner in LOG_LENGTHS]
+    return np.array(features + structure(text, data, counts), dtype=np.float32)
 
 
-def structure(text: str, data: bytes, counts: Array) -> list[float]:
+def structure(text: str, data: bytes, counts: list[int]) -> list[float]:
     """The features of STRUCTURE, in its order. data: text as UTF-8. counts: characters of each of KINDS."""
-    number = dict(zip(KINDS, counts.tolist(), strict=True))
+    number = dict(zip(KINDS, counts, strict=True))
     roles = b"." + data.translate(ROLE_OF)
     words = text.split()
     distinct = set(words)
