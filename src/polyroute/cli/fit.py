@@ -15,7 +15,7 @@ import numpy as np
 from polyroute import __version__
 from polyroute.artefact import load, save
 from polyroute.cli.progress import Steps, say
-from polyroute.cli.tables import FEATURES, answered, counted, embedded, is_journal, read_outcomes
+from polyroute.cli.tables import FEATURES, answered, counted, embedded, is_journal, read_outcomes, writable
 from polyroute.data.outcomes import complete
 from polyroute.errors import ConfigError
 from polyroute.offline.choose import (
@@ -79,10 +79,7 @@ def add_table_options(parser: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.output.suffix != ".npz":
-        raise ConfigError("--output", got=str(args.output), expected="a file name ending in .npz")
-    if not args.output.parent.is_dir():
-        raise ConfigError("--output", got=str(args.output), expected="a file in a folder that exists")
+    writable(args.output, ".npz")
     outcomes = read_outcomes(args.outcomes, args.features, allow_shared_groups=args.allow_shared_groups)
     fitted = fit(outcomes, args)
     fingerprint = save(fitted.router, args.output, features=args.features, pool=fitted.pool, info=fitted.info)

@@ -14,9 +14,9 @@ import numpy as np
 
 from polyroute.artefact import Artefact, load
 from polyroute.cli.progress import Steps
-from polyroute.cli.tables import counted, vectors
+from polyroute.cli.tables import counted, vectors, writable
 from polyroute.data.queries import load_queries
-from polyroute.errors import ConfigError, MissingExtraError, OutcomesError, UnknownNameError
+from polyroute.errors import MissingExtraError, OutcomesError, UnknownNameError
 from polyroute.offline.frontier import TRADE_OFFS, choose
 from polyroute.routers.length import Length
 from polyroute.routers.price import Price
@@ -28,8 +28,8 @@ EXAMPLE = """examples:
 
 The input needs query_id and query (or prompt); input_tokens is used where there is one. The output has a row per query
 and trade-off: query_id, trade_off, model. At a trade-off t the model is the best in quality - t * cost / reference,
-with the reference in the last line; `inf` is the model of lowest estimated cost. With --weights there is one row per query,
-its trade_off the one the weights amount to."""
+with the reference in the last line; `inf` is the model of lowest estimated cost. With --weights there is one row per
+query, its trade_off the one the weights amount to."""
 BATCH = 1024  # queries estimated at once
 
 
@@ -64,6 +64,7 @@ def weights_of(text: str) -> dict[str, float]:
 
 
 def run(args: argparse.Namespace) -> int:
+    writable(args.output, ".parquet")
     artefact = load(args.router)
     queries = counted(load_queries(args.queries))
     queries = with_vectors(queries, artefact.features, args.queries)
@@ -136,10 +137,6 @@ def write(path: Path, queries: Sequence[Query], trade_offs: Sequence[float], cho
         import pyarrow.parquet as pq
     except ImportError:
         raise MissingExtraError("pyarrow", "data") from None
-    if path.suffix != ".parquet":
-        raise ConfigError("--output", got=str(path), expected="a file name ending in .parquet")
-    if not path.parent.is_dir():
-        raise ConfigError("--output", got=str(path), expected="a file in a folder that exists")
     p, n = choices.shape
     ids = pa.DictionaryArray.from_arrays(np.repeat(np.arange(n, dtype=np.int32), p), pa.array([q.id for q in queries]))
     chosen = pa.DictionaryArray.from_arrays(choices.T.reshape(-1).astype(np.int32), pa.array(models))

@@ -12,13 +12,21 @@ from polyroute.cli.progress import Steps, say
 from polyroute.data.from_journal import load_journal
 from polyroute.data.outcomes import complete, load_outcomes, with_embeddings
 from polyroute.data.recorded import RECORDED_MINILM, recorded_embeddings
-from polyroute.errors import OutcomesError, UnknownNameError
+from polyroute.errors import ConfigError, OutcomesError, UnknownNameError
 from polyroute.signals import FEATURISERS, featuriser
 from polyroute.signals.tokens import count_tokens
 from polyroute.types import Array, Outcomes, Query
 
 FEATURES = (*FEATURISERS, RECORDED_MINILM)
 BATCH = 64  # texts between two reports of progress
+
+
+def writable(path: Path, suffix: str) -> None:
+    """Complain now about an output that could not be written after the work. Raises: ConfigError."""
+    if path.suffix != suffix:
+        raise ConfigError("--output", got=str(path), expected=f"a file name ending in {suffix}")
+    if not path.parent.is_dir():
+        raise ConfigError("--output", got=str(path), expected="a file in a folder that exists")
 
 
 def is_journal(path: Path) -> bool:
@@ -57,12 +65,20 @@ def vectors(queries: Sequence[Query], features: str, table: Path) -> Array:
         return recorded_embeddings([query.id for query in queries], table)
     if features not in FEATURISERS:
         raise UnknownNameError("features", features, FEATURES)
-    make = featuriser(features)
-    rows = np.full((len(queries), make.dim), np.nan, dtype=np.float32)
     without = [i for i, query in enumerate(queries) if query.embedding is None and query.text]
-    for i, query in enumerate(queries):
-        if query.embedding is not None:
-            rows[i] = query.embedding
+    recorded = {i: query.embedding for i, query in enumerate(queries) if query.embedding is not None}
+    make = featuriser(features) if without or not recorded else None
+    dim = make.dim if make else len(next(iter(recorded.values())))
+    rows = np.full((len(queries), dim), np.nan, dtype=np.float32)
+    for i, embedding in recorded.items():
+        if len(embedding) != dim:
+            raise OutcomesError(
+                f"{table}: query {queries[i].id!r}: expected {dim} numbers by {features}, got {len(embedding)}. "
+                f"Name the featuriser that wrote them with --features."
+            )
+        rows[i] = embedding
+    if make is None:
+        return rows
     with Steps(f"embedding with {features}", len(without)) as steps:
         for start in range(0, len(without), BATCH):
             batch = without[start : start + BATCH]

@@ -98,7 +98,7 @@ def refuse_shared_groups(columns: Columns, groups: Array, splits: Array) -> None
     names, count = np.unique(pairs[0], return_counts=True)
     leaks = [name for name in names[count > 1] if name]
     if leaks:
-        shown = "; ".join(f"{name!r} in {', '.join(pairs[1][pairs[0] == name])}" for name in leaks[:5])
+        shown = "; ".join(f"{str(name)!r} in {', '.join(pairs[1][pairs[0] == name])}" for name in leaks[:5])
         raise columns.error(
             f"column 'group_id': expected each group in one split, got {len(leaks)} in several ({shown})",
             "Move each group to one split, or accept the leak with allow_shared_groups (--allow-shared-groups).",
@@ -155,7 +155,7 @@ def with_embeddings(outcomes: Outcomes, embeddings: Array) -> Outcomes:
     if np.shape(embeddings)[:1] != (len(outcomes),) or np.ndim(embeddings) != 2:
         raise ShapeError("embeddings", got=np.shape(embeddings), expected=(len(outcomes), "d"))
     rows = np.asarray(embeddings, dtype=np.float32)
-    known = np.isfinite(rows).all(axis=1).tolist()
+    known = np.atleast_1d(np.isfinite(rows).all(axis=1))
     queries = [replace(query, embedding=rows[q] if known[q] else None) for q, query in enumerate(outcomes.queries)]
     return replace(outcomes, queries=queries)
 

@@ -38,7 +38,7 @@ def weighted_means(values: Array, counts: Array) -> Array:
 
 
 def interval(samples: Array, level: float = 0.95) -> Interval:
-    """Percentile interval of bootstrap results [b]. They may be infinite; those that do not exist (NaN) are left out."""
+    """Percentile interval of bootstrap results [b]. Infinite ones count; those that do not exist (NaN) do not."""
     known = np.asarray(samples)[~np.isnan(samples)]
     if not len(known):
         return Interval(float("nan"), float("nan"))

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from polyroute.errors import ConfigError
 from polyroute.offline.baselines import best_single, cheapest_single, dataset_means, single_models
 from polyroute.offline.frontier import TRADE_OFFS, Curve, choose, realised
 from polyroute.offline.pairs import weak_and_strong
@@ -43,6 +44,8 @@ def baseline_quality(train: Outcomes, test: Outcomes) -> dict[str, Array]:
 def expected_by(router: Router, name: str, cost: Router | None, test: Outcomes, reference: float) -> Expected:
     """What a fitted router expects of a table. cost: a fitted cost router, where `router` estimates no cost."""
     estimates = router.predict(test.queries, test.pool)
+    if "quality" not in estimates:
+        raise ConfigError("router", got=sorted(estimates), expected="one that predicts quality")
     if "cost" not in estimates and cost is not None:
         estimates = {**estimates, **cost.predict(test.queries, test.pool)}
     return Expected({name: estimates["quality"].mean}, estimates["cost"].mean, reference)

@@ -21,6 +21,8 @@ STYLES = {  # baseline -> colour, dashes; those that are one point are rings aro
     "oracle": ("#9a4fb0", (0, (1, 1.5))),
 }
 RINGS = {"best single": "#b3261e", "cheapest": "#00796b"}
+NAMES: Any = {"fontsize": 7, "color": MODEL, "va": "center",
+              "bbox": {"facecolor": "white", "edgecolor": "none", "alpha": 0.6, "pad": 0.6}}  # fmt: skip
 PER_QUERIES = 1000  # costs are shown for this many queries
 SVG_STYLE: Any = {"svg.hashsalt": "polyroute", "svg.fonttype": "none"}  # the same figure gives the same file
 
@@ -130,8 +132,6 @@ def label_points(axes: Any, x: Array, y: Array, names: Sequence[str], lines: Seq
 
     lines: [v, 2] each, in data coordinates.
     """
-    from matplotlib.patheffects import withStroke
-
     axes.figure.canvas.draw()
     renderer = axes.figure.canvas.get_renderer()
     at = axes.transData.transform(np.column_stack([x, y]))  # [m, 2] pixels
@@ -139,8 +139,7 @@ def label_points(axes: Any, x: Array, y: Array, names: Sequence[str], lines: Seq
     inside = axes.get_window_extent(renderer).extents
     taken = [(px - 8, py - 8, px + 8, py + 8) for px, py in at]
     for k in np.argsort(at[:, 0]):
-        note = axes.annotate(names[k], (x[k], y[k]), xytext=(0, 0), textcoords="offset points", fontsize=7, color=MODEL,
-                             va="center", zorder=6, path_effects=[withStroke(linewidth=2, foreground="white")])  # fmt: skip
+        note = axes.annotate(names[k], (x[k], y[k]), xytext=(0, 0), textcoords="offset points", zorder=6, **NAMES)
         place = min(PLACES, key=lambda place: trouble(note, place, renderer, taken, on_lines, inside))
         put(note, place)
         taken.append(tuple(note.get_window_extent(renderer).padded(1.0).extents))
