@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polyroute.signals.conversation import CAP, DROP, OPEN_ENDED, READ, context_room, routing_text, sample
+from polyroute.signals.conversation import CAP, DROP, OPEN_ENDED, READ, TURNS, context_room, routing_text, sample
 
 QUESTION = "How do I reverse a linked list in Rust without unsafe code?"
 TOOLS = '[{"type": "function", "function": {"name": "read_file", "parameters": {"type": "object"}}}]' * 40
@@ -275,6 +275,12 @@ def test_nothing_fails_and_the_cap_holds(messages, cap):
     text = routing_text(messages, cap)
     assert isinstance(text, str)
     assert len(text) <= cap
+
+
+def test_only_so_many_turns_are_looked_at():
+    empty = [user(HARNESS[0])] * TURNS
+    assert routing_text([user(QUESTION), *empty[1:]]) == QUESTION
+    assert routing_text([user(QUESTION), assistant("Sure."), user("go on"), *empty[1:]]) == "go on"
 
 
 def test_a_message_is_read_in_part_only():

@@ -20,6 +20,7 @@ from typing import Any
 
 CAP = 2_000  # characters of the text to route on
 READ = 20_000  # characters read of one message: half from its head, half from its tail
+TURNS = 60  # turns looked at, counted from the last; those of tools and systems not counted
 DEPTH = 4  # how deep lists of parts nest
 SMALLEST = 24  # characters; a smaller piece of an older turn says nothing
 SHORT = 600  # characters of context for an empty last turn; each character written takes the place of TRADE
@@ -97,7 +98,7 @@ def written(messages: Sequence[Any]) -> Iterator[tuple[bool, str]]:
 
     Answers after the last user turn belong to a tool loop that is still going on: left out.
     """
-    seen_user = False
+    seen_user, looked_at = False, 0
     for message in reversed(messages):
         role = message.get("role") if isinstance(message, Mapping) else None
         by_user = role in USERS if isinstance(role, str) else False
@@ -106,6 +107,9 @@ def written(messages: Sequence[Any]) -> Iterator[tuple[bool, str]]:
             if text:
                 seen_user = True
                 yield by_user, text
+            looked_at += 1
+            if looked_at == TURNS:
+                return
 
 
 def last_text(messages: Sequence[Any]) -> str:

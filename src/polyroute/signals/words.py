@@ -12,7 +12,7 @@ from typing import Any
 
 SPACE = "▁"  # how the vocabulary writes a space
 ALONE = "\u2e80-\ufffc\U00010000-\U0010ffff"  # ideographs, emoji and the like
-SEGMENTS = re.compile(rf" *[^\W\d_²{ALONE}]+| *(?:[^\w \n{ALONE}]|[_²])+|[\d\n{ALONE}]| +")
+SEGMENTS = re.compile(rf"[\d\n{ALONE}]| *[^\W\d_²{ALONE}]+| *(?:[^\w \n{ALONE}]|[_²])+| +")
 LONGEST = 32  # characters of a segment worth remembering
 MEMORY = 16_384  # segments remembered; about 4 MB
 
