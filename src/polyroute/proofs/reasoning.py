@@ -106,7 +106,7 @@ def prove(seed: int) -> Proof:
     seeds = range(seed, seed + 5)
     found = [one_seed(table, s, price) for s in seeds]
     fixed = float(np.mean([f["fixed"] for f in found]))
-    noise = 100 * np.sqrt(fixed * (1 - fixed) / len(table.family))  # standard error of an accuracy over these items
+    noise = float(100 * np.sqrt(fixed * (1 - fixed) / len(table.family)))  # standard error of an accuracy over these items
 
     def over_fixed(name: str) -> list[float]:
         return [100 * (f[name] - f["fixed"]) for f in found]
@@ -134,7 +134,7 @@ def prove(seed: int) -> Proof:
         f"one fixed arm chosen at the same token price: {np.mean(over_fixed('priced fixed')):+.1f} points, "
         f"{np.mean(saved('priced fixed')):.0f} % saved",
         figures={
-            "items": len(table.family), "token_price": price, "noise_points": float(noise),
+            "items": len(table.family), "token_price": price, "noise_points": noise,
             **{name: float(np.mean([f[name] for f in found])) for name in found[0]},
         },
     )  # fmt: skip
