@@ -25,15 +25,15 @@ def test_means_are_those_of_repeated_rows():
 
 
 def coverage(groups_of_four: bool, by_group: bool) -> float:
-    """How often a 95 % interval holds the true mean of 120 outcomes, in 200 repetitions."""
+    """How often a 95 % interval holds the true mean of 120 outcomes, in 150 repetitions."""
     rng, hits = np.random.default_rng(0), 0
-    for _ in range(200):
+    for _ in range(150):
         values = rng.random(30).repeat(4) if groups_of_four else rng.random(120)
         groups = np.arange(30).repeat(4) if by_group else None
-        means = weighted_means(values[None], resample_counts(120, 200, rng, groups))[:, 0]
+        means = weighted_means(values[None], resample_counts(120, 150, rng, groups))[:, 0]
         low, high = interval(means)
         hits += low <= 0.5 <= high
-    return hits / 200
+    return hits / 150
 
 
 def test_intervals_hold_the_truth_as_often_as_they_say():

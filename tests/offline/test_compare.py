@@ -85,16 +85,16 @@ def test_the_band_holds_the_hull(compared):
 def test_an_interval_for_aiq_holds_the_truth_as_often_as_it_says():
     """A mix of two models of known quality has AIQ (q1 + q2) / 2 where the second is the better."""
     rng, hits = np.random.default_rng(1), 0
-    for _ in range(100):
+    for _ in range(60):
         quality = (rng.random((80, 2)) < [0.3, 0.8]).astype(float)
         cost = np.tile([1.0, 2.0], (80, 1))
         known = synthetic_outcomes(80, 2, 2, rng=rng).outcomes
         test = Outcomes(known.queries, known.pool, {"quality": quality, "cost": cost}, known.observed)
         curves = curves_of(Expected({}, cost, 1.0), test)
-        (row,) = compare([curves[2]], test, resamples_of(test, rng, 100))
+        (row,) = compare([curves[2]], test, resamples_of(test, rng, 80))
         low, high = row.intervals["aiq"]
         hits += low <= 0.55 <= high
-    assert 88 <= hits <= 99
+    assert 52 <= hits <= 60
 
 
 def test_a_pair_gets_its_own_table(drawn):

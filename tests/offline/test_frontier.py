@@ -39,7 +39,7 @@ def best_mix(cost, quality, budget):
 
 
 @given(points, st.floats(0, 1.2))
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=200)
 def test_the_hull_is_the_best_mix_of_two_points(drawn, budget):
     cost, quality = drawn
     assert quality_at(hull_of(cost, quality), budget) == pytest.approx(best_mix(cost, quality, budget), nan_ok=True)

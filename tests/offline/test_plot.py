@@ -12,7 +12,7 @@ from polyroute.offline.evaluate import Expected, curves_of
 from polyroute.types import Candidate, Outcomes
 
 pytest.importorskip("matplotlib", reason="needs matplotlib: pip install 'polyroute[plot]'")
-from polyroute.offline.plot import overlap, plot_frontier
+from polyroute.offline.plot import box_at, overlap, plot_frontier
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +53,19 @@ def test_one_price_is_said_and_drawn(compared, tmp_path):
     text = drawn.svg.read_text()
     assert "all models have one price" in text
     assert "router (quality 0." in text
+
+
+def test_a_name_stands_where_its_box_says():
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    axes = FigureCanvasAgg(Figure(dpi=150)).figure.add_subplot()
+    for place, align in (((8, 0), "left"), ((-8, -8), "right"), ((0, 14), "center")):
+        note = axes.annotate("name", (0.5, 0.5), xytext=place, textcoords="offset points", ha=align, va="center")
+        axes.figure.canvas.draw()
+        box = note.get_window_extent()
+        expected = box_at(axes.transData.transform((0.5, 0.5)), place, (box.width, box.height), 150 / 72)
+        np.testing.assert_allclose(expected, box.padded(1.0).extents, atol=1.5)
 
 
 def test_another_suffix_is_refused(compared, tmp_path):

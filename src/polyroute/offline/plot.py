@@ -127,6 +127,15 @@ def short(name: str) -> str:
     return name.rsplit("/", 1)[-1]
 
 
+Place = tuple[int, int]
+PLACES: list[Place] = [  # where a name may begin, end or be centred: points right of and above its model, nearest first
+    (dx * r, dy * r)
+    for r in (8, 14, 20, 28, 38, 50)
+    for dx, dy in ((1, 0), (-1, 0), (0, -1), (0, 1), (1, -1), (-1, -1), (1, 1), (-1, 1))
+]
+Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels
+
+
 def label_points(axes: Any, x: Array, y: Array, names: Sequence[str], lines: Sequence[Array]) -> None:
     """Write each name near its point where it covers no other name or point and, if it can be, no line.
 
@@ -137,40 +146,36 @@ def label_points(axes: Any, x: Array, y: Array, names: Sequence[str], lines: Seq
     at = axes.transData.transform(np.column_stack([x, y]))  # [m, 2] pixels
     on_lines = axes.transData.transform(np.concatenate(lines))
     inside = axes.get_window_extent(renderer).extents
-    taken = [(px - 8, py - 8, px + 8, py + 8) for px, py in at]
+    taken: list[Box] = [(px - 8, py - 8, px + 8, py + 8) for px, py in at]
     for k in np.argsort(at[:, 0]):
         note = axes.annotate(names[k], (x[k], y[k]), xytext=(0, 0), textcoords="offset points", zorder=6, **NAMES)
-        place = min(PLACES, key=lambda place: trouble(note, place, renderer, taken, on_lines, inside))
-        put(note, place)
-        taken.append(tuple(note.get_window_extent(renderer).padded(1.0).extents))
-        if np.hypot(*place[:2]) > 14:
-            axes.annotate("", (x[k], y[k]), xytext=place[:2], textcoords="offset points", zorder=3,
+        extent = note.get_window_extent(renderer)
+        boxes = [box_at(at[k], place, (extent.width, extent.height), axes.figure.dpi / 72) for place in PLACES]
+        best = int(np.argmin([trouble(box, taken, on_lines, inside) + np.hypot(*place)
+                              for box, place in zip(boxes, PLACES, strict=True)]))  # fmt: skip
+        taken.append(boxes[best])
+        note.set_position(PLACES[best])
+        note.set_ha(("center", "left", "right")[np.sign(PLACES[best][0])])
+        if np.hypot(*PLACES[best]) > 14:
+            axes.annotate("", (x[k], y[k]), xytext=PLACES[best], textcoords="offset points", zorder=3,
                           arrowprops={"arrowstyle": "-", "color": "#9a9a9a", "linewidth": 0.6})  # fmt: skip
 
 
-Place = tuple[int, int, str]
-PLACES: list[Place] = [  # offset in points and alignment, the nearest first
-    (dx * r, dy * r, {-1: "right", 0: "center", 1: "left"}[dx])
-    for r in (8, 14, 20, 28, 38, 50)
-    for dx, dy in ((1, 0), (-1, 0), (0, -1), (0, 1), (1, -1), (-1, -1), (1, 1), (-1, 1))
-]
+def box_at(point: Array, place: Place, size: tuple[float, float], pixels: float) -> Box:
+    """Where a name of a size in pixels would stand. pixels: of a point."""
+    width, height = size
+    left = float(point[0]) + place[0] * pixels - {1: 0.0, 0: width / 2, -1: width}[int(np.sign(place[0]))]
+    low = float(point[1]) + place[1] * pixels - height / 2
+    return (left - 1, low - 1, left + width + 1, low + height + 1)
 
 
-def put(note: Any, place: Place) -> None:
-    note.set_position(place[:2])
-    note.set_ha(place[2])
+def trouble(box: Box, taken: Sequence[Box], on_lines: Array, inside: Box) -> float:
+    """What is wrong with a place, in square pixels: covered names and points weigh most, then lines."""
+    out = (box[2] - box[0]) * (box[3] - box[1]) - overlap(box, inside)
+    hidden = ((on_lines > box[:2]) & (on_lines < box[2:])).all(axis=1).sum()
+    return float(10 * sum(overlap(box, other) for other in taken) + 10 * out + 40 * hidden)
 
 
-def trouble(note: Any, place: Place, renderer: Any, taken: Sequence[Any], on_lines: Array, inside: Any) -> float:
-    """What is wrong with a place, in square pixels: covered names and points weigh most, then lines, then distance."""
-    put(note, place)
-    box = note.get_window_extent(renderer).padded(1.0).extents
-    x0, y0, x1, y1 = box
-    out = (x1 - x0) * (y1 - y0) - overlap(box, inside)
-    hidden = ((on_lines > (x0, y0)) & (on_lines < (x1, y1))).all(axis=1).sum()
-    return float(10 * sum(overlap(box, other) for other in taken) + 10 * out + 40 * hidden + np.hypot(*place[:2]))
-
-
-def overlap(a: Any, b: Any) -> float:
-    """Shared area of two boxes (x0, y0, x1, y1)."""
+def overlap(a: Box, b: Box) -> float:
+    """Shared area of two boxes."""
     return float(max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1])))
