@@ -28,9 +28,10 @@ def fits_context(queries: Sequence[Query], pool: Sequence[Candidate]) -> Array:
     What is not known does not count against anyone: a prompt not counted or a completion without a limit is taken
     as 0 tokens, and a candidate whose context is not known passes.
     """
-    tokens = np.array([(query.num_tokens or 0) + (query.max_output or 0) for query in queries], dtype=float)
-    room = np.array([np.inf if c.profile.context is None else c.profile.context for c in pool], dtype=float)
-    return tokens[:, None] <= room
+    room = [np.inf if c.profile.context is None else c.profile.context for c in pool]
+    tokens = [(query.num_tokens or 0) + (query.max_output or 0) for query in queries]
+    fits = [[count <= most for most in room] for count in tokens]
+    return np.array(fits, dtype=bool).reshape(len(queries), len(pool))
 
 
 def in_region(regions: Collection[str]) -> Constraint:

@@ -81,8 +81,9 @@ def permit(
             for i, j in zip(*np.nonzero(allowed & ~passes), strict=True):
                 refused[i][pool[j].id] = name_of(constraint)
             allowed &= passes
-    for query, row, why in zip(queries, allowed, refused, strict=True):
-        if not row.any():
+    served: list[bool] = allowed.any(axis=1).tolist()
+    for query, some, why in zip(queries, served, refused, strict=True):
+        if not some:
             raise NoCandidateError(query.id, why)
     return allowed, refused
 
@@ -108,12 +109,15 @@ def named(
 
 def leads(chosen: Array, utility: Array, allowed: Array) -> tuple[list[float], list[int]]:
     """By how much each chosen column [n] beats the best other allowed one, and which that is. No other: inf."""
-    rows = np.arange(len(chosen))
-    others = np.where(allowed, utility, -np.inf)
-    own = others[rows, chosen]
-    others[rows, chosen] = -np.inf
-    rival = others.argmax(axis=1)
-    return (own - others[rows, rival]).tolist(), rival.tolist()
+    lead, rival = [], []
+    for j, row, may in zip(chosen.tolist(), utility.tolist(), allowed.tolist(), strict=True):
+        best, other = -math.inf, 0  # plain numbers: on one small row an array call costs more than the row
+        for k, value in enumerate(row):
+            if value > best and may[k] and k != j:
+                best, other = value, k
+        lead.append(row[j] - best)
+        rival.append(other)
+    return lead, rival
 
 
 def because(lead: float, rival: str, sure: float) -> str:

@@ -6,7 +6,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import msgspec
@@ -120,7 +120,8 @@ class Brain:
         """Decide one request. Raises NoCandidateError when every candidate is ruled out."""
         objective = policy.objective if trade_off is None else objective_for(trade_off, policy.pool)
         decision_id = new_id("dec")
-        query = replace(signals.query, id=decision_id)
+        seen = signals.query
+        query = Query(decision_id, seen.text, seen.embedding, seen.needs, seen.num_tokens, seen.max_output)
         constraints: list[Constraint] = [offers_needs, fits_context, *policy.constraints]
         if (self.down or self.missing) and (out := self.out_of_service()):
             constraints.append(healthy(out))
@@ -151,11 +152,9 @@ class Brain:
     def ranked(self, weighing: Weighing, decision: Decision, pool: Sequence[Candidate]) -> list[Candidate]:
         """The chosen candidates first, then the other allowed ones by utility: the order of fallbacks."""
         order = [self.by_id[c] for c in decision.candidate_ids]
-        for j in np.argsort(-weighing.utility[0], kind="stable"):
-            candidate = pool[j]
-            if candidate.id not in decision.candidate_ids and candidate.id not in weighing.refused[0]:
-                order.append(candidate)
-        return order
+        utility, out = weighing.utility[0].tolist(), weighing.refused[0]
+        rest = [(-u, j) for j, u in enumerate(utility) if pool[j] not in order and pool[j].id not in out]
+        return order + [pool[j] for _, j in sorted(rest)]
 
     def out_of_service(self) -> frozenset[str]:
         """Candidates that are down, and those that failed lately; each of these is tried again once its time is up."""

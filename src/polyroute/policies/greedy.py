@@ -27,7 +27,8 @@ class Greedy:
         """Selection [n, min(k, m)] without propensity: nothing is left to chance. rng is not used."""
         utility = allowed_utility(estimates, objective, allowed)
         if self.k == 1:
-            return Selection(utility.argmax(axis=1)[:, None], utility.max(axis=1, keepdims=True))
+            index = utility.argmax(axis=1)[:, None]
+            return Selection(index, take(utility, index))
         index = np.argsort(-utility, axis=1, kind="stable")[:, : self.k]
         weight = take(utility, index)
         found = weight > -np.inf
