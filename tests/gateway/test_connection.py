@@ -94,9 +94,8 @@ def test_limits_cost_no_timer_per_request(run, monkeypatch):
     arm = Connection._arm
 
     def counted(self, due):
-        before = self._timer
+        armed.append(due)
         arm(self, due)
-        armed.append(self._timer is not before)
 
     monkeypatch.setattr(Connection, "_arm", counted)
 
@@ -104,7 +103,6 @@ def test_limits_cost_no_timer_per_request(run, monkeypatch):
         async with client_of(reply(b"ok")) as (client, upstream):
             for _ in range(50):
                 await (await post(client, upstream)).read()
-        assert len(armed) >= 50
-        assert sum(armed) <= 2
+        assert 1 <= len(armed) <= 2
 
     run(main)

@@ -45,6 +45,7 @@ class OriginPool:
 
     def __init__(self, origin: Origin, config: ClientConfig) -> None:
         self.origin, self.config = origin, config
+        self.loop = asyncio.get_running_loop()
         self.proxy = proxy = proxy_of(origin, config.proxies)
         plain = proxy is not None and origin.scheme == "http"  # such a proxy wants the whole URL and no tunnel
         self.to_proxy = (str(origin).encode(), proxy_headers(proxy)) if plain and proxy else (b"", ())
@@ -73,7 +74,7 @@ class OriginPool:
         return connection
 
     async def _wait(self) -> Connection | None:
-        place: asyncio.Future[Connection | None] = asyncio.get_running_loop().create_future()
+        place: asyncio.Future[Connection | None] = self.loop.create_future()
         self.waiting.append(place)
         try:
             return await place
@@ -103,14 +104,17 @@ class OriginPool:
                 return
         if given is None:
             self.taken -= 1
-        elif len(self.idle) < self.config.max_idle:
-            given.rest(self.config.idle_expiry_s)
-            self.idle.append(given)
-        else:
+        elif len(self.idle) >= self.config.max_idle:
             given.abandon()
+        else:
+            self.released(given)
 
     def released(self, connection: Connection) -> None:
-        self._pass_on(connection)
+        if self.waiting or len(self.idle) >= self.config.max_idle:
+            self._pass_on(connection)
+        else:
+            connection.rest(self.config.idle_expiry_s)
+            self.idle.append(connection)
 
     def lost(self, connection: Connection) -> None:
         if connection in self.open:
@@ -146,7 +150,7 @@ class Client:
         target = parse_url(url)
         pool = self._pools.get(target.origin) or self._new_pool(target.origin)
         head = request_head(method, target, headers, len(body), pool.to_proxy)
-        deadline = asyncio.get_running_loop().time() + timeouts.total_s
+        deadline = pool.loop.time() + timeouts.total_s
         connection = pool.pop() or await self._take(pool, timeouts, deadline)
         try:
             return await connection.exchange(head, body, timeouts, deadline)
@@ -177,7 +181,7 @@ class Client:
 
     async def _take(self, pool: OriginPool, timeouts: Timeouts, deadline: float) -> Connection:
         """A connection within `connect_s`."""
-        limit = min(timeouts.connect_s, deadline - asyncio.get_running_loop().time())
+        limit = min(timeouts.connect_s, deadline - pool.loop.time())
         phase = "busy"
         try:
             async with asyncio.timeout(limit if limit < float("inf") else None):

@@ -64,7 +64,7 @@ class Connection(asyncio.Protocol):
 
     async def exchange(self, head: bytes, body: bytes, timeouts: Timeouts, deadline: float) -> HttpReply:
         """Send a request and wait for the head of its answer. deadline: loop time for the whole."""
-        self._reply = reply = HttpReply(self)
+        self._reply = reply = HttpReply(self, self._loop)
         self._timeouts, self._deadline = timeouts, deadline
         self._bodiless = head.startswith(b"HEAD ")
         self._uses += 1
@@ -72,7 +72,9 @@ class Connection(asyncio.Protocol):
         self._heard_at = 0.0  # 0: nothing yet
         self._body_began = self._complete = False
         self._overhead = 0
-        self._arm(min(now + timeouts.first_byte_s, now + timeouts.idle_s, deadline))
+        due = min(now + timeouts.first_byte_s, now + timeouts.idle_s, deadline)
+        if due < self._timer_at:
+            self._arm(due)
         if len(body) <= SLICE:
             self._transport.write(head + body if body else head)
         else:
@@ -97,8 +99,9 @@ class Connection(asyncio.Protocol):
 
     def rest(self, expiry_s: float) -> None:
         """Lie idle in the pool, at most so long."""
-        self._idle_until = self._loop.time() + expiry_s
-        self._arm(self._idle_until)
+        self._idle_until = due = self._loop.time() + expiry_s
+        if due < self._timer_at:
+            self._arm(due)
 
     def abandon(self) -> None:
         """Disconnect at once, whatever is under way."""
@@ -238,11 +241,10 @@ class Connection(asyncio.Protocol):
         self.abandon()
 
     def _arm(self, due: float) -> None:
-        """See to it that the limits are looked at no later than `due`."""
-        if due < self._timer_at:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._timer_at, self._timer = due, self._loop.call_at(due, self._look)
+        """See to it that the limits are looked at no later than `due`, which is before they would be."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at, self._timer = due, self._loop.call_at(due, self._look)
 
     def _look(self) -> None:
         """Act on a limit that has passed, or look again when the next one may."""
@@ -251,7 +253,7 @@ class Connection(asyncio.Protocol):
         if reply is None:
             if now >= self._idle_until:
                 self._transport.abort()
-            elif not self._transport.is_closing():
+            elif not self._transport.is_closing() and self._idle_until < NEVER:
                 self._arm(self._idle_until)
             return
         limits = self._timeouts
@@ -265,8 +267,8 @@ class Connection(asyncio.Protocol):
             due, name, limit = self._deadline, "total_s", limits.total_s
         if now >= due:
             self._fail("timeout", f"expected {LIMITED[name]} within {limit:g} s (timeouts.{name}), got no more in time")
-        else:
-            self._arm(min(due, now + limits.idle_s))
+        elif (again := min(due, now + limits.idle_s)) < NEVER:
+            self._arm(again)
 
 
 def _framed(headers: list[tuple[bytes, bytes]]) -> bool:

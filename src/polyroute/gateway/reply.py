@@ -28,11 +28,12 @@ class Source(Protocol):
 class HttpReply:
     """One answer: filled by its connection, emptied by one reader. `source` is None once the last byte has arrived."""
 
-    __slots__ = ("_done", "_error", "_pieces", "_size", "_source", "_waiter", "headers", "status")
+    __slots__ = ("_done", "_error", "_loop", "_pieces", "_size", "_source", "_waiter", "headers", "status")
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, loop: asyncio.AbstractEventLoop) -> None:
         self.status = 0  # 0 until the head has arrived
         self.headers: list[tuple[bytes, bytes]] = []
+        self._loop = loop
         self._source: Source | None = source
         self._pieces: deque[bytes] = deque()
         self._size = 0  # bytes in _pieces
@@ -104,7 +105,7 @@ class HttpReply:
     async def wait(self) -> None:
         """Until something happens to this reply. Cancelled: the reply is given up."""
         assert self._waiter is None, "a reply has one reader"
-        self._waiter = asyncio.get_running_loop().create_future()
+        self._waiter = self._loop.create_future()
         try:
             await self._waiter
         except asyncio.CancelledError:
