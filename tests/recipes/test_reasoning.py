@@ -27,9 +27,7 @@ def test_a_curve_is_recovered(start, end, kappa):
 
 def test_a_curve_is_recovered_through_noise():
     rng = np.random.default_rng(0)
-    found = [
-        BudgetCurve().fit(TOKENS, rng.binomial(200, 0.8 - 0.7 * np.exp(-TOKENS / 40)) / 200) for _ in range(20)
-    ]
+    found = [BudgetCurve().fit(TOKENS, rng.binomial(200, 0.8 - 0.7 * np.exp(-TOKENS / 40)) / 200) for _ in range(20)]
     assert np.median([curve.end_ for curve in found]) == pytest.approx(0.8, abs=0.03)
     assert np.median([curve.kappa_ for curve in found]) == pytest.approx(40, rel=0.2)
 

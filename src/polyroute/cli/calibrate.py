@@ -20,14 +20,13 @@ from polyroute.cli.check import DEFAULT_PATH, aligned
 from polyroute.cli.progress import Steps, say
 from polyroute.data.catalogue import catalogue, local_price
 from polyroute.data.probes import FAMILIES, LEVELS, Probe, probes
-from polyroute.errors import ConfigError, MissingExtraError, ProfileError, UnknownNameError, UpstreamError
+from polyroute.errors import ConfigError, MissingExtraError, UnknownNameError, UpstreamError
 
 if TYPE_CHECKING:
     from polyroute.gateway.config import Config, ModelConfig
     from polyroute.gateway.probing import Answer, Speeds
     from polyroute.gateway.profiles import Measured
 
-ANSWERS, VERSION = "polyroute-answers", 1
 EXAMPLE = """examples:
   polyroute calibrate qwen2.5-coder-0.5b                       a local model
   polyroute calibrate large --config polyroute.toml            a model of a configuration
@@ -68,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
         from polyroute.gateway.build import profiles_folder
         from polyroute.gateway.config import load_config
         from polyroute.gateway.profiles import profile_path, write_profile
+        from polyroute.gateway.records import plain
     except ModuleNotFoundError as error:
         raise MissingExtraError(error.name or "msgspec", "gateway") from None
     for name in ("per_level", "max_tokens", "at_once"):
@@ -83,9 +83,7 @@ def run(args: argparse.Namespace) -> int:
     target = args.output or usual
     write_profile(measured, target)
     if args.json:
-        import msgspec
-
-        print(msgspec.json.encode(measured).decode())
+        print(json.dumps(plain(measured)))
     else:
         show(answers, measured, speeds)
     in_use = target.absolute() == usual.absolute()
@@ -121,8 +119,10 @@ def wanted(args: argparse.Namespace, config: Config) -> ModelConfig:
 
 def interview(args: argparse.Namespace, config: Config, model: ModelConfig) -> list[Answer]:
     """Ask, with progress on stderr; what --save holds already is not asked again. Ctrl-C keeps what was answered."""
+    from polyroute.gateway.answered import restored, save_answers
+
     asked = list(probes(args.per_level, np.random.default_rng(args.seed)))
-    header = {"format": ANSWERS, "version": VERSION, "model": model.id, "seed": args.seed, "limit": args.max_tokens}
+    header = {"model": model.id, "seed": args.seed, "limit": args.max_tokens}
     done = restored(args.save, header, asked) if args.save else []
     if done:
         say(f"{len(done)} of {len(asked)} answers are in {args.save}")
@@ -173,39 +173,6 @@ async def conversed(
     finally:
         await backend.close()
         await transport.close()
-
-
-def restored(path: Path, header: dict[str, Any], asked: Sequence[Probe]) -> list[Answer]:
-    """The answers an earlier run left, failures forgotten. Raises: ProfileError for those of another run."""
-    import msgspec
-
-    from polyroute.gateway.probing import Answer
-
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        found = {name: content.get(name) for name in header}
-        answers = msgspec.convert(content["answers"], list[Answer])
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ProfileError(path, f"something else ({error})", expected="a file of --save, or none") from None
-    if found != header:
-        differs = ", ".join(f"{name} {found[name]!r}" for name in header if found[name] != header[name])
-        raise ProfileError(path, differs, expected=", ".join(f"{name} {value!r}" for name, value in header.items()))
-    questions = {probe.id: probe.prompt for probe in asked}
-    return [a for a in answers if a.score is not None and questions.get(a.id) == a.prompt]
-
-
-def save_answers(answers: Sequence[Answer], header: dict[str, Any], path: Path) -> None:
-    import msgspec
-
-    text = json.dumps({**header, "answers": msgspec.to_builtins(answers)}, ensure_ascii=False, indent=1)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text + "\n", encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        raise ProfileError(path, str(error), expected="a place to write to") from None
 
 
 def enough(answers: Sequence[Answer], model: str) -> None:

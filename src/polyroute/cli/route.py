@@ -86,9 +86,9 @@ async def decided(
 
 def document(record: DecisionRecord, seen: dict[str, Any]) -> dict[str, Any]:
     """The record as JSON-able data, without the vector."""
-    import msgspec
+    from polyroute.gateway.records import plain
 
-    kept: dict[str, Any] = msgspec.to_builtins(record)
+    kept = plain(record)
     for name in ("embedding", "id", "request_id", "session", "tenant"):
         kept.pop(name)
     return {**kept, "explained": seen}

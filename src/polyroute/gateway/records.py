@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
+
+
+def plain(record: msgspec.Struct) -> dict[str, Any]:
+    """A record as JSON-able data."""
+    found: dict[str, Any] = msgspec.to_builtins(record)
+    return found
 
 
 class Weighed(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):

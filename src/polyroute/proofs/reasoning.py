@@ -106,7 +106,7 @@ def prove(seed: int) -> Proof:
     seeds = range(seed, seed + 5)
     found = [one_seed(table, s, price) for s in seeds]
     fixed = float(np.mean([f["fixed"] for f in found]))
-    noise = float(100 * np.sqrt(fixed * (1 - fixed) / len(table.family)))  # standard error of an accuracy over these items
+    noise = float(100 * np.sqrt(fixed * (1 - fixed) / len(table.family)))  # standard error of such an accuracy
 
     def over_fixed(name: str) -> list[float]:
         return [100 * (f[name] - f["fixed"]) for f in found]
