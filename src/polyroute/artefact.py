@@ -34,6 +34,7 @@ ROUTERS: dict[str, str] = {
     "price": "polyroute.routers.price:Price",
     "load": "polyroute.routers.load:Load",
     "constant": "polyroute.routers.constant:Constant",
+    "running": "polyroute.routers.running:RunningMean",
     "mix": "polyroute.routers.mix:Mix",
     "together": "polyroute.routers.mix:Together",
     "calibrated": "polyroute.routers.calibrate:Calibrated",

@@ -81,9 +81,8 @@ def permit(
             for i, j in zip(*np.nonzero(allowed & ~passes), strict=True):
                 refused[i][pool[j].id] = name_of(constraint)
             allowed &= passes
-    served: list[bool] = allowed.any(axis=1).tolist()
-    for query, some, why in zip(queries, served, refused, strict=True):
-        if not some:
+    for query, row, why in zip(queries, allowed.tolist(), refused, strict=True):
+        if not any(row):
             raise NoCandidateError(query.id, why)
     return allowed, refused
 

@@ -24,6 +24,7 @@ from polyroute.routers.linear import Linear
 from polyroute.routers.load import Load
 from polyroute.routers.mix import Mix, Together
 from polyroute.routers.price import Price
+from polyroute.routers.running import RunningMean
 from polyroute.types import Candidate, Estimates, Outcomes
 from tests.routers.tables import renamed, toy
 
@@ -57,6 +58,9 @@ CASES = {
     "cluster": Case(lambda: Cluster(3)),
     "cluster with a prior": Case(lambda: Cluster(3, prior=GUESS), serves_unknown=True),
     "length": Case(Length, ("output_tokens",), serves_unknown=True, works_unfitted=True),
+    "running": Case(
+        RunningMean, ("output_tokens",), serves_unknown=True, works_unfitted=True, reads_embeddings=False
+    ),
     "price": Case(Price, ("cost",), serves_unknown=True, works_unfitted=True, needs_metric=False),
     "load": Case(Load, ("latency",), serves_unknown=True, works_unfitted=True, needs_metric=False),
     "constant": Case(

@@ -12,6 +12,7 @@ from polyroute.routers.constant import Constant
 from polyroute.routers.length import TYPICAL_TOKENS, Length
 from polyroute.routers.load import TYPICAL_FIRST_TOKEN_S, TYPICAL_TOKENS_PER_S, Load
 from polyroute.routers.price import Price
+from polyroute.routers.running import RunningMean
 from polyroute.types import Candidate, Outcomes, Profile, Query
 from tests.routers.tables import queries_of, toy
 
@@ -205,3 +206,18 @@ def test_doubt_about_length_becomes_doubt_about_latency():
 def test_options_out_of_range_name_themselves(build, option):
     with pytest.raises(ConfigError, match=option):
         build()
+
+
+def test_a_running_mean_starts_typical_shares_what_it_learns_and_follows_a_change():
+    pool = [Candidate("a"), Candidate("b")]
+    router = RunningMean(kappa=10.0, memory=300.0)
+    queries = queries_of(np.zeros((40, 2)))
+    np.testing.assert_allclose(router.predict(queries[:1], pool)["output_tokens"].mean, TYPICAL_TOKENS)
+    for level in (20.0, 60.0):
+        y = np.stack([np.full(40, level), np.full(40, np.nan)], axis=1)
+        for _ in range(10):
+            router.update(Outcomes(queries, pool, {"output_tokens": y}, np.isfinite(y)))
+        mean, std = router.predict(queries[:1], pool)["output_tokens"]
+        np.testing.assert_allclose(mean, level, rtol=0.6)
+        np.testing.assert_allclose(mean[0, 0], mean[0, 1], rtol=0.4)
+        assert std[0, 0] < std[0, 1]

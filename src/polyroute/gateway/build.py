@@ -29,10 +29,10 @@ from polyroute.policies.explore import UCB, Epsilon, Thompson
 from polyroute.policies.greedy import Greedy
 from polyroute.protocols import Constraint, Featuriser, Policy, Router
 from polyroute.pull import models_folder
-from polyroute.routers.length import Length
 from polyroute.routers.load import Load
 from polyroute.routers.mix import Together
 from polyroute.routers.price import Price
+from polyroute.routers.running import RunningMean
 from polyroute.signals import featuriser
 from polyroute.types import Candidate, Objective, Query
 
@@ -146,8 +146,8 @@ def serving_router(fitted: Fitted, pool: Sequence[Candidate], dim: int) -> Toget
     if "quality" not in estimates:
         raise ConfigError("router.artefact", got=sorted(estimates), expected="a router that predicts quality")
     quality.predict(probe, pool)  # UnknownCandidateError now rather than at the first request
-    own_cost = [] if "cost" in estimates else [Price(Length())]
-    return Together([quality, *own_cost, Load()])
+    own_cost = [] if "cost" in estimates else [Price(RunningMean())]
+    return Together([quality, *own_cost, Load(RunningMean())])
 
 
 def served(name: str, policy: PolicyConfig, pool: Sequence[Candidate]) -> ServedPolicy:

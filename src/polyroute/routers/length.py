@@ -86,11 +86,7 @@ class Length:
             mean = (count[:-1] * each[:, :-1] + SHARED * each[:, -1:]) / (count[:-1] + SHARED)
             std = mean * log_std[:, :-1]
             mean = np.maximum(mean - 1.0, 0.0)
-        if any(query.max_output is not None for query in queries):
-            limit = np.array([np.inf if q.max_output is None else q.max_output for q in queries], float)[:, None]
-            capped = np.minimum(mean, limit)
-            mean, std = capped, std * (capped / np.maximum(mean, 1e-9))
-        return {"output_tokens": Estimate(mean, std)}
+        return {"output_tokens": Estimate(*capped(mean, std, queries))}
 
     def _scales(self, pool: Sequence[Candidate]) -> tuple[Array, Array]:
         """What to multiply exp(mean log) by, [m + 1], and the answers seen, [m + 1]; the last is everyone.
@@ -114,6 +110,15 @@ class Length:
         num_columns = 0 if router.line_ is None else len(router.line_.column_)
         router.totals_ = check_shape("totals", np.asarray(arrays["totals"], float), (3, num_columns))
         return router
+
+
+def capped(mean: Array, std: Array, queries: Sequence[Query]) -> tuple[Array, Array]:
+    """mean and std [n, m] of completion tokens within what each query allows; the std shrinks with the mean."""
+    if all(query.max_output is None for query in queries):
+        return mean, std
+    limit = np.array([np.inf if q.max_output is None else q.max_output for q in queries], float)[:, None]
+    within = np.minimum(mean, limit)
+    return within, std * (within / np.maximum(mean, 1e-9))
 
 
 def with_everyone(y: Array, seen: Array) -> tuple[Array, Array]:
