@@ -250,6 +250,8 @@ def test_weights_are_read():
         (("eval", "no_such_module:Router", "T"), "Unknown router 'no_such_module:Router'"),
         (("eval", "knn", "T", *FEATURES, "--split", "dev"), "expected queries with split 'dev', got only"),
         (("eval", "knn", "T", "--resamples", "0"), "--resamples: expected 1 or more"),
+        (("eval", "knn", "T", "--plot", "f.pdf"), "--plot: expected a file name ending in .png or .svg"),
+        (("eval", "knn", "T", "--json", "none/e.json"), "--json: expected a file in a folder that exists"),
         (("predict", "none.npz", "T", "-o", "p.parquet"), "none.npz"),
         (("predict", "none.npz", "T", "-o", "p.csv"), "ending in .parquet"),
     ],

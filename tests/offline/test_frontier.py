@@ -119,6 +119,15 @@ def test_costs_in_another_currency_change_nothing():
     np.testing.assert_allclose(usd, yuan)
 
 
+def test_a_free_best_model_leaves_nothing_to_compare_costs_with():
+    scale = scale_of(np.array([0.9, 0.5]), np.array([0.0, 2.0]))
+    found = summarise(np.array([0.9]), np.array([0.0]), scale)
+    assert found.aiq == pytest.approx(0.9)
+    assert np.isnan(found.cost_100)
+    free = scale_of(np.array([0.9, 0.5]), np.zeros(2))
+    assert summarise(np.array([0.9]), np.array([0.0]), free).aiq == 0.9
+
+
 def test_one_price_gives_the_quality_of_the_first_point():
     scale = scale_of(np.array([0.2, 0.8]), np.array([3.0, 3.0]))
     assert one_price(scale)

@@ -68,6 +68,15 @@ def test_a_name_stands_where_its_box_says():
         np.testing.assert_allclose(expected, box.padded(1.0).extents, atol=1.5)
 
 
+def test_a_free_model_is_drawn_too(compared, tmp_path):
+    _, _, outcomes, counts = compared
+    cost = outcomes.values["cost"] * ([0.0] + [1.0] * 5)
+    free = Outcomes(outcomes.queries, outcomes.pool, {**outcomes.values, "cost": cost}, outcomes.observed)
+    curves = curves_of(Expected({"router": outcomes.values["quality"]}, cost, 0.001), free)
+    drawn = plot_frontier(tmp_path / "free.png", compare(curves, free, counts), curves, free, counts, title="free")
+    assert "(logarithmic)" not in drawn.svg.read_text()
+
+
 def test_another_suffix_is_refused(compared, tmp_path):
     with pytest.raises(ConfigError, match=r"ending in \.png or \.svg, got .*frontier\.pdf"):
         plot_frontier(tmp_path / "frontier.pdf", *compared, title="t")

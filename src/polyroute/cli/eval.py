@@ -13,7 +13,7 @@ import numpy as np
 from polyroute.artefact import ROUTERS, Artefact, load, resolve_router
 from polyroute.cli.fit import add_table_options, choose, made_with
 from polyroute.cli.progress import Steps, say
-from polyroute.cli.tables import answered, counted, embedded, is_journal, read_outcomes
+from polyroute.cli.tables import answered, counted, embedded, is_journal, read_outcomes, writable
 from polyroute.errors import ConfigError, OutcomesError
 from polyroute.offline.calibration import brier, expected_calibration_error
 from polyroute.offline.choose import QUALITY_ROUTERS, cost_router, quality_router
@@ -76,6 +76,10 @@ def run(args: argparse.Namespace) -> int:
         raise OutcomesError(f"{args.outcomes}: expected a table in which every model answered, got a journal.")
     if args.resamples < 1:
         raise ConfigError("--resamples", got=args.resamples, expected="1 or more")
+    if args.plot is not None:
+        writable("--plot", args.plot, ".png", ".svg")
+    if args.json is not None:
+        writable("--json", args.json, ".json")
     artefact = opened(args.router)
     features = artefact.features if artefact else args.features
     name = str(artefact.info.get("router", artefact.kind)) if artefact else args.router.rpartition(":")[2]

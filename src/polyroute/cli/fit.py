@@ -79,7 +79,7 @@ def add_table_options(parser: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    writable(args.output, ".npz")
+    writable("--output", args.output, ".npz")
     outcomes = read_outcomes(args.outcomes, args.features, allow_shared_groups=args.allow_shared_groups)
     fitted = fit(outcomes, args)
     fingerprint = save(fitted.router, args.output, features=args.features, pool=fitted.pool, info=fitted.info)

@@ -64,7 +64,7 @@ def weights_of(text: str) -> dict[str, float]:
 
 
 def run(args: argparse.Namespace) -> int:
-    writable(args.output, ".parquet")
+    writable("--output", args.output, ".parquet")
     artefact = load(args.router)
     queries = counted(load_queries(args.queries))
     queries = with_vectors(queries, artefact.features, args.queries)

@@ -21,12 +21,12 @@ FEATURES = (*FEATURISERS, RECORDED_MINILM)
 BATCH = 64  # texts between two reports of progress
 
 
-def writable(path: Path, suffix: str) -> None:
-    """Complain now about an output that could not be written after the work. Raises: ConfigError."""
-    if path.suffix != suffix:
-        raise ConfigError("--output", got=str(path), expected=f"a file name ending in {suffix}")
+def writable(option: str, path: Path, *suffixes: str) -> None:
+    """Complain now about an output that could not be written after the work. Raises: ConfigError naming the option."""
+    if path.suffix not in suffixes:
+        raise ConfigError(option, got=str(path), expected=f"a file name ending in {' or '.join(suffixes)}")
     if not path.parent.is_dir():
-        raise ConfigError("--output", got=str(path), expected="a file in a folder that exists")
+        raise ConfigError(option, got=str(path), expected="a file in a folder that exists")
 
 
 def is_journal(path: Path) -> bool:

@@ -43,7 +43,7 @@ class Scale(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """The numbers of one frontier. NaN: below the cheapest point, or a pool of one price; infinite: never reached."""
+    """The numbers of one frontier. Infinite: never reached. NaN: below the cheapest point; no costs to compare with."""
 
     aiq: float  # average hull quality over the cost range of the single models
     quality_25: float  # hull quality at 25 % of the dearest model's mean cost
@@ -124,6 +124,11 @@ def area(hull: Hull, low: float, high: float) -> float:
     return float(((y[1:] + y[:-1]) / 2 * np.diff(x)).sum() / (high - low))
 
 
+def relative(cost: float, reference: float) -> float:
+    """cost / reference; NaN where the reference is free."""
+    return cost / reference if reference > 0 else math.nan
+
+
 def one_price(scale: Scale) -> bool:
     """Whether all models cost the same, so that there is no range of costs to average over."""
     return scale.high - scale.low <= 1e-9 * scale.high
@@ -142,5 +147,5 @@ def summarise(quality: Array, cost: Array, scale: Scale) -> Summary:
     return Summary(
         area(hull, scale.low, scale.high),
         *(quality_at(hull, share * scale.high) for share in (0.25, 0.5, 0.75)),
-        *(cost_at(hull, share * scale.best_quality) / scale.best_cost for share in (0.95, 1.0)),
+        *(relative(cost_at(hull, share * scale.best_quality), scale.best_cost) for share in (0.95, 1.0)),
     )

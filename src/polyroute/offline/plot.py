@@ -56,7 +56,7 @@ def plot_frontier(
     cost = PER_QUERIES * outcomes.values["cost"].mean(axis=0)  # [m]
     quality = outcomes.values["quality"].mean(axis=0)
     scale = scale_of(quality, cost)
-    grid = np.geomspace(scale.low, max(scale.high, scale.low * 1.2), 160)
+    grid = costs_between(scale.low, scale.high)
     low, high = hull_band(curves[0], outcomes, counts, grid / PER_QUERIES)
     axes.fill_between(grid, low, high, color=ROUTER, alpha=0.13, linewidth=0, label=f"95 % interval of {rows[0].name}")
     named = {row.name: f"{row.name} ({'quality' if one_price(scale) else 'AIQ'} {row.summary.aiq:.3f})" for row in rows}
@@ -81,11 +81,18 @@ def plot_frontier(
     return Drawn(png, svg)
 
 
+def costs_between(low: float, high: float) -> Array:
+    """A grid of costs [g], spaced as the axis will be: by ratio, or evenly where the cheapest model is free."""
+    if low <= 0:
+        return np.linspace(low, high if high > low else low + 1.0, 160)
+    return np.geomspace(low, max(high, 1.2 * low), 160)
+
+
 def targets(path: Path | str) -> Drawn:
     """PATH as PNG and as SVG."""
     path = Path(path)
     if path.suffix not in ("", ".png", ".svg"):
-        raise ConfigError("plot", got=str(path), expected="a file name ending in .png or .svg")
+        raise ConfigError("--plot", got=str(path), expected="a file name ending in .png or .svg")
     return Drawn(path.with_suffix(".png"), path.with_suffix(".svg"))
 
 
@@ -103,7 +110,7 @@ def frame(axes: Any, grid: Array, heights: Sequence[Array], title: str) -> None:
     """Axes, limits, grid lines and legend. A wide range of costs gets a logarithmic axis."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    wide = grid[-1] / grid[0] > 8
+    wide = bool(grid[0] > 0) and grid[-1] / grid[0] > 8
     if wide:
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
