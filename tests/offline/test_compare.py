@@ -6,11 +6,12 @@ import pytest
 from polyroute.data.synthetic import synthetic_outcomes
 from polyroute.errors import ConfigError, OutcomesError, UnknownNameError
 from polyroute.offline.compare import compare, compare_pair, hull_band, resamples_of
-from polyroute.offline.evaluate import Expected, baseline_quality, curves_of, expected_by, pair_gains
+from polyroute.offline.evaluate import Expected, baseline_quality, curves_of, estimated_cost, expected_by, pair_gains
 from polyroute.offline.frontier import reference_cost, scale_of, summarise
 from polyroute.offline.split import part
 from polyroute.routers.constant import Constant
 from polyroute.routers.knn import KNN
+from polyroute.routers.mix import Together
 from polyroute.types import Outcomes
 
 
@@ -112,12 +113,24 @@ def test_a_pair_gets_its_own_table(drawn):
 
 def test_a_router_without_cost_gets_the_estimate_of_another(drawn):
     train, test = part(drawn.outcomes, "train"), part(drawn.outcomes, "test")
-    cost = Constant("cost", 0.5, 0.0)
-    expected = expected_by(KNN().fit(train), "knn", cost, test, 2.0)
-    assert (expected.cost == 0.5).all()
-    assert expected.reference == 2.0
+    learned = expected_by(KNN().fit(train), "knn", train, test, 2.0)
+    np.testing.assert_array_equal(learned.cost, estimated_cost(train, test))
+    assert learned.reference == 2.0
+    constant = Constant("cost", 0.5, 0.0)
+    own = expected_by(Together([KNN().fit(train), constant]), "knn", train, test, 2.0)
+    assert (own.cost == 0.5).all()
     with pytest.raises(ConfigError, match=r"expected one that predicts quality, got \['cost'\]"):
-        expected_by(cost, "cost", None, test, 1.0)
+        expected_by(constant, "cost", None, test, 1.0)
+
+
+def test_without_other_queries_costs_are_estimated_out_of_fold(drawn):
+    test = part(drawn.outcomes, "test")
+    fair = estimated_cost(None, test)
+    changed = test.values["cost"].copy()
+    changed[0] *= 10
+    moved = Outcomes(test.queries, test.pool, {**test.values, "cost": changed}, test.observed, test.labels)
+    np.testing.assert_array_equal(estimated_cost(None, moved)[0], fair[0])  # its own cost is not in its estimate
+    assert (np.abs(fair - test.values["cost"]).mean(axis=0) < 0.5 * test.values["cost"].mean(axis=0)).all()
 
 
 def test_what_cannot_be_compared_is_said(drawn, compared):

@@ -16,7 +16,7 @@ from polyroute.cli.progress import Steps, say
 from polyroute.cli.tables import answered, counted, embedded, is_journal, read_outcomes, writable
 from polyroute.errors import ConfigError, OutcomesError
 from polyroute.offline.calibration import brier, expected_calibration_error
-from polyroute.offline.choose import QUALITY_ROUTERS, cost_router, quality_router
+from polyroute.offline.choose import QUALITY_ROUTERS, quality_router
 from polyroute.offline.compare import Compared, compare, compare_pair, resamples_of
 from polyroute.offline.evaluate import (
     RANDOM_MIX,
@@ -150,7 +150,7 @@ def judge(artefact: Artefact | None, name: str, outcomes: Outcomes, features: st
     stated = artefact.info.get("reference_cost_usd") if artefact else None
     router = artefact.router if artefact else unfitted(None, name, outcomes, args).fit(learned)
     reference = float(stated or reference_cost(learned))
-    expected = expected_by(router, name, cost_router().fit(learned), test, reference)
+    expected = expected_by(router, name, train, test, reference)
     if train is not None and args.split != "train":
         expected = expected._replace(quality={**expected.quality, **baseline_quality(train, test)})
     return Judged(test, train, expected)
@@ -183,7 +183,7 @@ def crossed(artefact: Artefact | None, name: str, outcomes: Outcomes, args: argp
             inner = Outcomes(train.queries, train.pool, train.values, train.observed,
                              {key: column for key, column in train.labels.items() if key != "split"})  # fmt: skip
             router = unfitted(artefact, name, inner, args).fit(train)
-            found = expected_by(router, name, cost_router().fit(train), held_out, 1.0)
+            found = expected_by(router, name, train, held_out, 1.0)
             cost[rows] = found.cost
             for key, values in {**found.quality, **baseline_quality(train, held_out)}.items():
                 quality.setdefault(key, np.empty(cost.shape))[rows] = values

@@ -12,8 +12,10 @@ import numpy as np
 
 from polyroute.errors import ConfigError
 from polyroute.offline.baselines import best_single, cheapest_single, dataset_means, single_models
+from polyroute.offline.choose import cost_router
 from polyroute.offline.frontier import TRADE_OFFS, Curve, choose, realised
 from polyroute.offline.pairs import weak_and_strong
+from polyroute.offline.split import out_of_fold
 from polyroute.protocols import Router
 from polyroute.routers.knn import KNN
 from polyroute.types import Array, Outcomes
@@ -41,14 +43,24 @@ def baseline_quality(train: Outcomes, test: Outcomes) -> dict[str, Array]:
     return found
 
 
-def expected_by(router: Router, name: str, cost: Router | None, test: Outcomes, reference: float) -> Expected:
-    """What a fitted router expects of a table. cost: a fitted cost router, where `router` estimates no cost."""
+def expected_by(router: Router, name: str, train: Outcomes | None, test: Outcomes, reference: float) -> Expected:
+    """What a fitted router expects of a table. A router without cost gets `estimated_cost` of `train`.
+
+    Raises: ConfigError for a router that does not predict quality.
+    """
     estimates = router.predict(test.queries, test.pool)
     if "quality" not in estimates:
         raise ConfigError("router", got=sorted(estimates), expected="one that predicts quality")
-    if "cost" not in estimates and cost is not None:
-        estimates = {**estimates, **cost.predict(test.queries, test.pool)}
-    return Expected({name: estimates["quality"].mean}, estimates["cost"].mean, reference)
+    cost = estimates["cost"].mean if "cost" in estimates else estimated_cost(train, test)
+    return Expected({name: estimates["quality"].mean}, cost, reference)
+
+
+def estimated_cost(train: Outcomes | None, test: Outcomes) -> Array:
+    """[n, m] USD by the protocol's cost router: fitted on `train`, or without one on the other folds of `test`."""
+    if train is not None:
+        return cost_router().fit(train).predict(test.queries, test.pool)["cost"].mean
+    found = out_of_fold(lambda learned, held: cost_router().fit(learned).predict(held.queries, held.pool), test)
+    return found["cost"]
 
 
 def curves_of(expected: Expected, test: Outcomes, train: Outcomes | None = None) -> list[Curve]:

@@ -47,10 +47,17 @@ def group_folds(groups: Array, num_folds: int = 5, seed: int = 0) -> Array:
 
 
 def folds(outcomes: Outcomes, num_folds: int = 5, seed: int = 0) -> Iterator[tuple[Outcomes, Outcomes, Array]]:
-    """(train, held out, held-out rows [r]) of each fold that holds anything out."""
+    """(train, held out, held-out rows [r]) of each fold that holds anything out.
+
+    Raises: OutcomesError where all queries fall in one fold, so that there is nothing to learn from.
+    """
     fold = group_folds(groups_of(outcomes), num_folds, seed)
+    if len(np.unique(fold)) < 2:
+        raise OutcomesError(
+            f"expected at least 2 groups of queries to hold some out, got {len(fold)} queries in one fold."
+        )
     for k in range(num_folds):
-        if 0 < (fold == k).sum() < len(fold):
+        if (fold == k).any():
             yield outcomes.take(fold != k), outcomes.take(fold == k), np.flatnonzero(fold == k)
 
 
