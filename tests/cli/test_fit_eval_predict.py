@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from polyroute.artefact import load
+from polyroute.artefact import load, save
 from polyroute.cli import main
 from polyroute.cli.eval import finite
 from polyroute.cli.predict import weights_of
@@ -17,6 +17,7 @@ from polyroute.data.export import write_outcomes
 from polyroute.data.outcomes import load_outcomes
 from polyroute.data.synthetic import synthetic_outcomes
 from polyroute.offline.frontier import realised, scale_of, summarise
+from polyroute.routers.constant import Constant
 from polyroute.routers.knn import KNN
 from polyroute.types import Outcomes, Query
 
@@ -248,7 +249,10 @@ def test_weights_are_read():
         (("eval", "none.npz", "T"), "none.npz: expected a file written by"),
         (("eval", "price", "T"), "ROUTER: expected a router of quality: knn, linear"),
         (("eval", "no_such_module:Router", "T"), "Unknown router 'no_such_module:Router'"),
-        (("eval", "knn", "T", *FEATURES, "--split", "dev"), "expected queries with split 'dev', got only"),
+        (
+            ("eval", "knn", "T", *FEATURES, "--split", "dev"),
+            "table.parquet: expected queries with split 'dev', got only",
+        ),
         (("eval", "knn", "T", "--resamples", "0"), "--resamples: expected 1 or more"),
         (("eval", "knn", "T", "--plot", "f.pdf"), "--plot: expected a file name ending in .png or .svg"),
         (("eval", "knn", "T", "--json", "none/e.json"), "--json: expected a file in a folder that exists"),
@@ -276,15 +280,15 @@ def test_help_shows_an_example(command, capsys):
 def test_a_journal_serves_as_a_table_and_shrinks_to_a_prior(run, drawn, tmp_path):
     pytest.importorskip("msgspec", reason="needs the gateway: pip install 'polyroute[gateway]'")
     from polyroute.gateway.journal import Journal
-    from polyroute.gateway.records import DecisionRecord, FeedbackRecord, OutcomeRecord
+    from polyroute.gateway.records import DecisionRecord, FeedbackRecord, OutcomeRecord, Weighed
 
     journal = Journal(tmp_path / "j.sqlite")
     for i, query in enumerate(drawn.queries):
         j, known = i % 2, f"dec_{i:024x}"
         journal.decision(DecisionRecord(
             id=known, request_id="r", time=float(i), endpoint="e", requested="auto", policy="auto", because="",
-            selected=f"model-{j}", propensity=0.5, features="static-1", prompt_tokens=query.num_tokens,
-            embedding=query.embedding.astype("<f2").tobytes(),
+            selected=f"model-{j}", propensity=0.5, candidates=[Weighed(id="never")], features="static-1",
+            prompt_tokens=query.num_tokens, embedding=query.embedding.astype("<f2").tobytes(),
         ))  # fmt: skip
         journal.outcome(OutcomeRecord(decision_id=known, time=float(i), status=200, state="ok", selected=f"model-{j}",
                                       cost_usd=1e-4, latency_s=0.1, completion_tokens=5))  # fmt: skip
@@ -295,12 +299,17 @@ def test_a_journal_serves_as_a_table_and_shrinks_to_a_prior(run, drawn, tmp_path
     assert code == 0
     assert first["chosen_by"] == "Brier on 5 folds"
     assert first["rows"] == 300
-    code, _, second = run("fit", tmp_path / "j.sqlite", "--prior", tmp_path / "first.npz", "-o", tmp_path / "s.npz")
+    assert first["reference_cost_usd"] == pytest.approx(1e-4)
+    assert [candidate.id for candidate in load(tmp_path / "first.npz").pool] == ["model-0", "model-1"]
+    save(Constant("quality", 0.25, 0.1), tmp_path / "prior.npz", features="static-1", pool=[])
+    code, _, second = run("fit", tmp_path / "j.sqlite", "--prior", tmp_path / "prior.npz", "-o", tmp_path / "s.npz")
     assert code == 0
-    assert second["prior"].endswith("first.npz")
+    assert second["prior"].endswith("prior.npz")
     artefact = load(tmp_path / "s.npz")
     estimates = artefact.router.predict([Query("q", embedding=drawn.queries[0].embedding)], artefact.pool)
     assert set(estimates) == {"quality"}  # the gateway prices answers by its own list
+    assert artefact.pool[2].id == "never"
+    assert estimates["quality"].mean[0, 2] == 0.25
     code, problem, _ = run("eval", tmp_path / "s.npz", tmp_path / "j.sqlite")
     assert code == 2
     assert "expected a table in which every model answered, got a journal" in problem

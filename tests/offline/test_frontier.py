@@ -169,3 +169,9 @@ def test_the_reference_cost_is_the_mean_of_the_dearest_where_observed():
     assert reference_cost(outcomes) == pytest.approx(outcomes.values["cost"][:, 2].mean())
     outcomes.observed[10:, 2] = False
     assert reference_cost(outcomes) == pytest.approx(outcomes.values["cost"][:10, 2].mean())
+
+
+def test_where_all_is_free_a_trade_off_is_stated_in_dollars():
+    outcomes = synthetic_outcomes(30, 3, rng=np.random.default_rng(0)).outcomes
+    outcomes.values["cost"][:] = 0.0
+    assert reference_cost(outcomes) == 1.0

@@ -13,7 +13,7 @@ import numpy as np
 from polyroute.artefact import ROUTERS, Artefact, load, resolve_router
 from polyroute.cli.fit import add_table_options, choose, made_with
 from polyroute.cli.progress import Steps, say
-from polyroute.cli.tables import answered, counted, embedded, is_journal, read_outcomes, writable
+from polyroute.cli.tables import answered, counted, embedded, is_journal, read_outcomes, split_of, writable
 from polyroute.errors import ConfigError, OutcomesError
 from polyroute.offline.calibration import brier, expected_calibration_error
 from polyroute.offline.choose import QUALITY_ROUTERS, quality_router
@@ -126,7 +126,7 @@ def wanted(outcomes: Outcomes, artefact: Artefact | None, args: argparse.Namespa
             say(f"left out, since the router never saw them: {', '.join(left)}")
         outcomes = outcomes.among(both)
     if args.folds is None and args.split != "all" and "split" in outcomes.labels:
-        part(outcomes, args.split)  # complains where there is none
+        split_of(outcomes, args.split, args.outcomes)  # complains where there is none
         learns = ("train", "valid") if artefact is None else ("train",)
         outcomes = outcomes.take(np.isin(outcomes.labels["split"], (args.split, *learns)))
     return answered(outcomes, args.outcomes)

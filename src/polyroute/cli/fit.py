@@ -15,7 +15,17 @@ import numpy as np
 from polyroute import __version__
 from polyroute.artefact import load, save
 from polyroute.cli.progress import Steps, say
-from polyroute.cli.tables import FEATURES, answered, counted, embedded, is_journal, read_outcomes, writable
+from polyroute.cli.tables import (
+    FEATURES,
+    answered,
+    counted,
+    embedded,
+    is_journal,
+    read_outcomes,
+    split_of,
+    with_outcomes,
+    writable,
+)
 from polyroute.data.outcomes import complete
 from polyroute.errors import ConfigError
 from polyroute.offline.choose import (
@@ -99,13 +109,14 @@ def fit(outcomes: Outcomes, args: argparse.Namespace) -> Fitted:
     journal = is_journal(args.outcomes)
     split = "split" in outcomes.labels
     if split:
-        part(outcomes, "train")  # complains where there is none
+        split_of(outcomes, "train", args.outcomes)  # complains where there is none
         outcomes = outcomes.take(np.isin(outcomes.labels["split"], ("train", "valid")))
     if not journal and not args.partial:
         outcomes = answered(outcomes, args.outcomes)
     outcomes = embedded(outcomes, args.features, args.outcomes)
     outcomes = Outcomes(counted(outcomes.queries), outcomes.pool, outcomes.values, outcomes.observed, outcomes.labels)
     prior = load_prior(args.prior, args.features) if args.prior else None
+    outcomes = outcomes if prior else with_outcomes(outcomes)
     chosen, scores, judged = choose(args.router, outcomes, args.seed, prior)
     train = part(outcomes, "train") if split else outcomes
     quality = quality_router(args.router, chosen, prior)

@@ -116,9 +116,9 @@ def estimated(artefact: Artefact, queries: Sequence[Query]) -> dict[str, Array]:
 
 
 def reference_of(artefact: Artefact, estimates: Mapping[str, Array]) -> float:
-    """USD in which a trade-off is stated: as fitted, else the mean estimated cost of the dearest model here."""
+    """USD in which a trade-off is stated: as fitted, else the mean estimated cost of the dearest model here, else 1."""
     stated = artefact.info.get("reference_cost_usd")
-    return float(stated) if stated else max(float(estimates["cost"].mean(axis=0).max()), np.finfo(float).tiny)
+    return float(stated or estimates["cost"].mean(axis=0).max() or 1.0)
 
 
 def weighed(estimates: Mapping[str, Array], weights: Mapping[str, float]) -> Array:

@@ -13,6 +13,7 @@ from polyroute.data.from_journal import load_journal
 from polyroute.data.outcomes import complete, load_outcomes, with_embeddings
 from polyroute.data.recorded import RECORDED_MINILM, recorded_embeddings
 from polyroute.errors import ConfigError, OutcomesError, UnknownNameError
+from polyroute.offline.split import part
 from polyroute.signals import FEATURISERS, featuriser
 from polyroute.signals.tokens import count_tokens
 from polyroute.types import Array, Outcomes, Query
@@ -59,6 +60,14 @@ def embedded(outcomes: Outcomes, features: str, table: Path) -> Outcomes:
     return found.take(known)
 
 
+def split_of(outcomes: Outcomes, split: str, table: Path) -> Outcomes:
+    """The queries of one fixed split. Raises: OutcomesError naming the table, where it has no such split."""
+    try:
+        return part(outcomes, split)
+    except OutcomesError as problem:
+        raise OutcomesError(f"{table}: {problem}") from None
+
+
 def vectors(queries: Sequence[Query], features: str, table: Path) -> Array:
     """[n, d] float32; a row of NaN where a query has neither a text nor a recorded embedding."""
     if features == RECORDED_MINILM:
@@ -90,6 +99,15 @@ def vectors(queries: Sequence[Query], features: str, table: Path) -> Array:
 def counted(queries: Sequence[Query]) -> list[Query]:
     """The same queries with prompt tokens, estimated from the text where the table does not state them."""
     return [q if q.num_tokens is not None else replace(q, num_tokens=count_tokens(q.text)) for q in queries]
+
+
+def with_outcomes(outcomes: Outcomes) -> Outcomes:
+    """Only the models that have an outcome; which others there are is said, since nothing can be learned of them."""
+    seen = (outcomes.observed & np.isfinite(outcomes.values["quality"])).any(axis=0)
+    if not seen.all():
+        left = ", ".join(c.id for c, has in zip(outcomes.pool, seen, strict=True) if not has)
+        say(f"without an outcome, so left out: {left}; with --prior they are estimated from it")
+    return outcomes.among([c.id for c, has in zip(outcomes.pool, seen, strict=True) if has])
 
 
 def answered(outcomes: Outcomes, table: Path) -> Outcomes:

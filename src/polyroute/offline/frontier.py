@@ -65,9 +65,10 @@ def choose(quality: Array, cost: Array, trade_offs: Sequence[float], reference_c
 
 
 def reference_cost(outcomes: Outcomes) -> float:
-    """Mean observed cost of the dearest model, USD: the unit in which a trade-off is stated."""
-    means = np.nanmean(np.where(outcomes.observed, outcomes.values["cost"], np.nan), axis=0)
-    return float(max(means.max(), np.finfo(float).tiny))
+    """Mean observed cost of the dearest model, USD: the unit in which a trade-off is stated. 1 where all are free."""
+    known = outcomes.observed & np.isfinite(outcomes.values["cost"])
+    means = np.where(known, outcomes.values["cost"], 0.0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
+    return float(means.max(initial=0.0)) or 1.0
 
 
 def realised(name: str, choices: Array, outcomes: Outcomes) -> Curve:
