@@ -1,4 +1,4 @@
-"""Upstream clients side by side, on the wire rules and on speed: python benches/bench_transport.py [--quick]
+"""Upstream clients side by side, on the wire rules and on speed: python -m benches.bench_transport [--quick]
 
 Contenders, each in a fresh process pinned to one core, against an upstream in another process on the other core:
   floor      write fixed bytes, wait for a known number of bytes: what the event loop and the sockets cost by themselves
@@ -15,145 +15,25 @@ import asyncio
 import importlib.metadata
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from datetime import timedelta
 from typing import Any
 
 import uvloop
 
+from benches.machine import machine, ticks
+from benches.transports import ANSWER, BODY, EVENTS, SENT, TIMEOUTS, Floor, Rust, serve
 from polyroute.gateway.client import Client
-from polyroute.gateway.scripted import End, ScriptedUpstream, Seen, chunk, head, reply, stream
-from polyroute.gateway.transport import Headers, Timeouts
+from polyroute.gateway.scripted import End, ScriptedUpstream, Seen, chunk, reply, stream
 
 CONTENDERS = ("floor", "client", "pyreqwest")
-BODY = b'{"model": "m", "messages": [{"role": "user", "content": "' + b"x" * 90 + b'"}]}'
-ANSWER = b'{"id": "chatcmpl-1", "choices": [{"message": {"content": "' + b"y" * 940 + b'"}}]}'
-SENT = [
-    (b"Host", b"upstream.test"), (b"X-First", b"1"), (b"content-type", b"application/json"),
-    (b"Accept-Encoding", b"identity"), (b"authorization", b"Bearer sk-0"), (b"x-LAST", b"Two  Spaces"),
-]  # fmt: skip
-TIMEOUTS = Timeouts()
-EVENTS = 200  # in one stream
 ROUNDS = 5  # of every contender in turn; the medians are shown
 TRIES = 20  # of each way to give up
-Send = Callable[[str, bytes], Awaitable[Any]]
-
-
-class FastUpstream(asyncio.Protocol):
-    """Fixed JSON at /json; at /events a stream of time-stamped events, one every 5 ms; at /burst all at once."""
-
-    ANSWERED = head(200, [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(ANSWER))]) + ANSWER
-    STREAM = head(200, [(b"content-type", b"text/event-stream"), (b"transfer-encoding", b"chunked")])
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport: Any = transport
-        self.buffer = b""
-
-    def data_received(self, data: bytes) -> None:
-        self.buffer += data
-        if not self.buffer.endswith(b"}"):
-            return
-        asked, self.buffer = self.buffer, b""
-        if asked.startswith(b"POST /json"):
-            self.transport.write(self.ANSWERED)
-        elif asked.startswith(b"POST /burst"):
-            self.transport.write(self.STREAM + event() * EVENTS + chunk(b""))
-        else:
-            self.transport.write(self.STREAM)
-            self.tick(EVENTS)
-
-    def tick(self, left: int) -> None:
-        self.transport.write(event() if left else chunk(b""))
-        if left:
-            asyncio.get_running_loop().call_later(0.005, self.tick, left - 1)
-
-
-def event() -> bytes:
-    return chunk(b"data: %020d %b\n\n" % (time.monotonic_ns(), b"z" * 140))
-
-
-async def serve() -> None:
-    server = await asyncio.get_running_loop().create_server(FastUpstream, "127.0.0.1", 0, backlog=256)
-    print(server.sockets[0].getsockname()[1], flush=True)
-    await asyncio.to_thread(sys.stdin.read)  # until the bench closes its end
-
-
-class Floor(asyncio.Protocol):
-    """No parsing, no pool, no limits: a lower bound that no real client can reach."""
-
-    def __init__(self) -> None:
-        self.free: list[Floor] = []
-        self.expected = len(FastUpstream.ANSWERED)
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport: Any = transport
-
-    def data_received(self, data: bytes) -> None:
-        self.left -= len(data)
-        if self.left <= 0 and not self.waiter.done():
-            self.waiter.set_result(None)
-
-    async def call(self, url: str, body: bytes) -> bytes:
-        loop = asyncio.get_running_loop()
-        if not self.free:
-            host, port = url.split("/")[2].split(":")
-            _, made = await loop.create_connection(Floor, host, int(port))
-            self.free.append(made)
-        connection = self.free.pop()
-        connection.left, connection.waiter = self.expected, loop.create_future()
-        lines = b"".join(b"%b: %b\r\n" % header for header in SENT)
-        connection.transport.write(b"POST /json HTTP/1.1\r\n%bcontent-length: %d\r\n\r\n%b" % (lines, len(body), body))
-        await connection.waiter
-        self.free.append(connection)
-        return ANSWER
-
-
-class RustReply:
-    """A pyreqwest response as a transport.Reply, as far as the bench needs it."""
-
-    def __init__(self, context: Any, response: Any):
-        self.context, self.response, self.status = context, response, response.status
-
-    async def chunks(self) -> AsyncIterator[bytes]:
-        while (piece := await self.response.body_reader.read_chunk()) is not None:
-            yield bytes(piece)
-        await self.context.__aexit__(None, None, None)
-
-    async def read(self) -> bytes:
-        data = bytes(await self.response.bytes())
-        await self.context.__aexit__(None, None, None)
-        return data
-
-    async def close(self) -> None:
-        await self.context.__aexit__(None, None, None)
-
-
-class Rust:
-    """pyreqwest as a transport.Transport: nothing decoded, nothing followed."""
-
-    def __init__(self) -> None:
-        from pyreqwest.client import ClientBuilder
-
-        built = ClientBuilder().gzip(False).brotli(False).zstd(False).deflate(False).follow_redirects(False)
-        built = built.referer(False).no_proxy().connect_timeout(timedelta(seconds=TIMEOUTS.connect_s))
-        self.client = built.read_timeout(timedelta(seconds=TIMEOUTS.idle_s)).build()
-
-    async def send(self, method: str, url: str, headers: Headers, body: bytes, timeouts: Timeouts) -> RustReply:
-        given = [(name.decode(), value.decode()) for name, value in headers]
-        request = self.client.request(method, url).headers(given).body_bytes(body)
-        request = request.streamed_read_buffer_limit(0)  # by default it fills 64 KiB before it shows even the head
-        context = request.timeout(timedelta(seconds=timeouts.total_s)).build_streamed()
-        return RustReply(context, await context.__aenter__())
-
-    async def close(self) -> None:
-        await self.client.close()
 
 
 async def speed(call: Callable[[], Awaitable[Any]], total: int, together: int) -> dict[str, float]:
@@ -297,18 +177,13 @@ def rss_mb() -> float:
         return int(file.read().split()[1]) * resource.getpagesize() / 1e6
 
 
-def steal() -> tuple[int, int]:
-    with open("/proc/stat") as file:
-        ticks = [int(x) for x in file.readline().split()[1:9]]
-    return ticks[7], sum(ticks)
-
-
 def child(arguments: list[str], core: int, **extra: Any) -> subprocess.Popen[str]:
     def pin() -> None:
         with suppress(OSError, AttributeError):
             os.sched_setaffinity(0, {core})
 
-    return subprocess.Popen([sys.executable, __file__, *arguments], text=True, stdout=-1, preexec_fn=pin, **extra)
+    command = [sys.executable, "-m", "benches.bench_transport", *arguments]
+    return subprocess.Popen(command, text=True, stdout=-1, preexec_fn=pin, **extra)
 
 
 def run_contender(contender: str, url: str, *flags: str) -> dict[str, Any]:
@@ -362,21 +237,17 @@ def main() -> int:
     server = child(["--serve"], (os.cpu_count() or 2) - 1, stdin=-1)
     assert server.stdout is not None
     url = f"http://127.0.0.1:{server.stdout.readline().strip()}"
-    before = steal()
+    before = ticks()
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     flags = ["--quick"] if given.quick else []
     for left in range(0 if given.quick else ROUNDS - 1, -1, -1):
         for name in names:
             runs[name].append(run_contender(name, url, *flags, *([] if left else ["--rules"])))
     server.communicate("")
-    lost, ticks = (b - a for a, b in zip(before, steal(), strict=True))
     rows = {name: runs[name][-1] | {"speed": median_of(runs[name])} for name in names}
     show(rows)
     versions = {n: importlib.metadata.version(n) for n in ("httptools", "uvloop", "pyreqwest") if installed(n)}
-    print(json.dumps({
-        "bench": "transport", "python": platform.python_version(), "machine": platform.machine(),
-        "cores": os.cpu_count(), "versions": versions, "steal": round(lost / max(ticks, 1), 4), "rows": rows,
-    }))  # fmt: skip
+    print(json.dumps({"bench": "transport", "machine": machine(before), "versions": versions, "rows": rows}))
     return 0
 
 

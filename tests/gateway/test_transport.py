@@ -340,6 +340,6 @@ def test_giving_up_reaches_the_upstream(run, phase):
                 with pytest.raises(asyncio.CancelledError):
                     await task
             await asyncio.wait_for(upstream.seen[0].over.wait(), 5)
-            assert upstream.seen[0].left_at - given_up < 1.0  # 50 ms are the aim; see benches/bench_transport.py
+            assert upstream.seen[0].left_at - given_up < 1.0  # 50 ms are the aim; benches/bench_transport.py measures
 
     run(main)
