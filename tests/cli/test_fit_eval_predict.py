@@ -204,7 +204,7 @@ def test_queries_with_holes_count_where_asked(run, drawn, tmp_path):
     partial = run("fit", table, *FEATURES, "--partial", "-o", tmp_path / "r.npz")[2]
     assert whole["rows"] < partial["rows"]
     assert (whole["complete"], partial["complete"]) == (True, False)
-    assert partial["chosen_by"] == "Brier on valid"
+    assert partial["chosen_by"] == "Brier score on valid"
     drawn.observed[:, 1] = np.arange(300) % 2 == 0
     drawn.observed[:, 2] = np.arange(300) % 2 == 1
     with_recorded(drawn, tmp_path)
@@ -297,7 +297,8 @@ def test_a_journal_serves_as_a_table_and_shrinks_to_a_prior(run, drawn, tmp_path
     journal.close()
     code, _, first = run("fit", tmp_path / "j.sqlite", "-o", tmp_path / "first.npz")
     assert code == 0
-    assert first["chosen_by"] == "Brier on 5 folds"
+    assert first["chosen_by"] == "Brier score on 5 folds"
+    assert 0 < first["scores"]["knn"] < 0.3
     assert first["rows"] == 300
     assert first["reference_cost_usd"] == pytest.approx(1e-4)
     assert [candidate.id for candidate in load(tmp_path / "first.npz").pool] == ["model-0", "model-1"]

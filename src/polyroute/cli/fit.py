@@ -136,6 +136,7 @@ def choose(
 ) -> tuple[Chosen, dict[str, float], str]:
     """Settings of each family a router needs, their scores, and by what they were chosen."""
     table_trials = trials(outcomes, seed)
+    sign, measure = (-1.0, "Brier score") if table_trials[0].cost is None else (1.0, "AIQ")
     chosen: Chosen = {}
     scores = {}
     for family in families_of(name):
@@ -143,11 +144,11 @@ def choose(
         with Steps(f"choosing settings of {family}", len(FAMILIES[family].settings)) as steps:
             for one in try_settings(family, table_trials, prior):
                 tried.append(one)
-                steps.at(len(tried), f"best {best(tried).score:.4f}")
+                steps.at(len(tried), f"best {measure} {sign * best(tried).score:.4f}")
         winner = best(tried)
-        chosen[family], scores[family] = dict(winner.settings), winner.score
+        chosen[family], scores[family] = dict(winner.settings), sign * winner.score
     where = "valid" if len(table_trials) == 1 else f"{len(table_trials)} folds"
-    return chosen, scores, f"{'Brier' if table_trials[0].cost is None else 'AIQ'} on {where}"
+    return chosen, scores, f"{measure} on {where}"
 
 
 def load_prior(where: str, features: str) -> Router:
