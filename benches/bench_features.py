@@ -2,6 +2,7 @@
 
     python -m benches.bench_features                  train -> valid, and five folds of both
     python -m benches.bench_features --split test     the docs' table: settings chosen on valid, measured once on test
+    python -m benches.bench_features --split unseen   each data set predicted from the others: what carries over
     python -m benches.bench_features --centre         the constants of signals/static.py
 
 AIQ: mean quality along the frontier of quality against cost (0..1); on routerdc7, where all models cost the same, the
@@ -107,6 +108,29 @@ def dev_rows(path: Path) -> Iterator[dict[str, Any]]:
             }  # fmt: skip
 
 
+def unseen_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Train and valid, each data set predicted by a router fitted on the others. First: each model's mean there."""
+    for place, (name, outcomes) in enumerate(blocks_of(path)):
+        both = outcomes.take(outcomes.labels["split"] != "test")
+        families: dict[str, Router] = {"knn": KNN(k=50, kappa=50.0), "ridge": Linear("quality", "ridge", 30.0, None)}
+        for family, router in families.items() if place else [("none", None), *families.items()]:
+            quality, cost = (np.zeros(both.observed.shape) for _ in range(2))
+            for dataset in np.unique(both.labels["dataset"]):
+                held = both.labels["dataset"] == dataset
+                found = estimates(router or families["knn"], both.take(~held), both.take(held))
+                means = both.values["quality"][~held].mean(axis=0)
+                quality[held] = found["quality"].mean if router else means
+                cost[held] = found["cost"].mean
+            curve = curve_of(name, quality, cost, both, reference_cost(both))
+            error = np.mean((quality - both.values["quality"]) ** 2)
+            mean = np.mean((both.values["quality"].mean(axis=0) - both.values["quality"]) ** 2)
+            aiq = measured([curve], both)[0].summary.aiq
+            yield {
+                "table": path.stem, "features": name if router else "model means", "router": family,
+                "unseen": round(aiq, 4), "explained": round(float(1 - error / mean), 4),
+            }  # fmt: skip
+
+
 def test_rows(path: Path) -> Iterator[dict[str, Any]]:
     """Settings chosen on valid, fitted on train, measured once on test, with 95 % intervals paired with MiniLM's."""
     curves: list[Curve] = []
@@ -147,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     assert __doc__ is not None
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("--data", type=Path, default=Path("../shared/data"))
-    p.add_argument("--split", choices=("dev", "test"), default="dev")
+    p.add_argument("--split", choices=("dev", "test", "unseen"), default="dev")
     p.add_argument("--tables", nargs="+", default=list(TABLES), metavar="NAME")
     p.add_argument("--centre", action="store_true", help="print the constants of signals/static.py and stop")
     args = p.parse_args(argv)
@@ -155,9 +179,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.centre:
         print(json.dumps(centre(folder)))
         return 0
+    rows_of = {"dev": dev_rows, "test": test_rows, "unseen": unseen_rows}[args.split]
     before, rows = ticks(), []
     for name in args.tables:
-        for row in (test_rows if args.split == "test" else dev_rows)(folder / f"{name}.parquet"):
+        for row in rows_of(folder / f"{name}.parquet"):
             rows.append(row)
             print("  ".join(f"{value!s:<24}" if isinstance(value, str) else str(value) for value in row.values()))
             sys.stdout.flush()

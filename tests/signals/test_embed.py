@@ -8,7 +8,7 @@ import importlib.util
 import pytest
 
 from polyroute.errors import MissingExtraError, ModelFileError, UnknownNameError
-from polyroute.signals import FEATURISERS, featuriser
+from polyroute.signals import FEATURISERS, featuriser, is_quick
 from polyroute.signals.embed import package_file
 from polyroute.signals.minilm import MiniLM
 from polyroute.signals.static import Static
@@ -23,6 +23,27 @@ def test_names_say_what_they_load():
 def test_one_name_is_loaded_once(static):
     assert featuriser("static-1") is static is featuriser()
     assert static.name == "static-1"
+
+
+@pytest.mark.parametrize(
+    ("text", "quick"),
+    [
+        ("", True),
+        ("x" * 1_000, True),
+        ("x" * 1_001, False),
+        ("好" * 333, True),
+        ("好" * 334, False),
+        ("\ud800" * 9, True),
+    ],
+    ids=["empty", "1,000 bytes", "1,001 bytes", "999 bytes", "1,002 bytes", "surrogates"],
+)
+def test_texts_for_the_event_loop(static, text, quick):
+    assert is_quick(static, text) is quick
+
+
+def test_a_transformer_is_never_quick():
+    assert not hasattr(MiniLM, "is_quick")
+    assert not is_quick(MiniLM.__new__(MiniLM), "a")
 
 
 def test_unknown_names_suggest():

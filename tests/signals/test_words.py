@@ -62,9 +62,17 @@ def test_segments_make_up_the_text(text):
 def test_memory_is_bounded_and_long_segments_are_not_kept(tokens, monkeypatch):
     monkeypatch.setattr(words, "MEMORY", 50)
     fresh = WordTokens(tokens.tokenizer)
-    fresh(" ".join(f"word{i}" for i in range(500)) + " " + "y" * 100)
+    for start in range(0, 500, 50):
+        fresh(" ".join(f"word{chr(97 + i % 26)}{i}" for i in range(start, start + 50)) + " " + "y" * 100)
     assert 0 < len(fresh.memory) <= 50
     assert max(map(len, fresh.memory)) <= words.LONGEST
+
+
+@pytest.mark.parametrize("text", ["word " * 300, "好" * 500])
+def test_long_texts_go_to_the_tokeniser_whole(tokens, text):
+    fresh = WordTokens(tokens.tokenizer)
+    assert fresh(text) == whole(tokens, text)
+    assert not fresh.memory
 
 
 def test_threads_share_it(tokens, monkeypatch):

@@ -2,6 +2,7 @@
 
     conversation.routing_text(messages) -> text      the last turns, without what a harness added
     featuriser("static-1")([text]) -> [n, d]         a vector a text, from a named and versioned featuriser
+    is_quick(featuriser, text) -> bool               may an event loop call it, or does it belong in a thread?
     needs.needs_of(messages, tools=...) -> names     capabilities a candidate must offer
     tokens.count_tokens(text) -> number              prompt tokens, near enough for a price
     surface.surface(text) -> [DIM]                   what the text looks like
@@ -9,6 +10,6 @@
 
 from __future__ import annotations
 
-from polyroute.signals.embed import FEATURISERS, featuriser
+from polyroute.signals.embed import FEATURISERS, featuriser, is_quick
 
-__all__ = ["FEATURISERS", "featuriser"]
+__all__ = ["FEATURISERS", "featuriser", "is_quick"]

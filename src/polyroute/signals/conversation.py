@@ -88,7 +88,8 @@ def context_room(last: str, cap: int) -> tuple[int, int]:
 
     As many as the last turn has, more beside a short one. Ideographs say about three times as much a character.
     """
-    density = 3 if sum(c >= "\u2e80" for c in last[:SHORT]) > len(last[:SHORT]) / 2 else 1
+    seen = last[:SHORT]
+    density = 3 if not seen.isascii() and sum(c >= "\u2e80" for c in seen) > len(seen) / 2 else 1
     length = len(last) * density
     return min(max(length, SHORT - TRADE * length), cap // 2) // density, SMALLEST // density
 

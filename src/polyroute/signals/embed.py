@@ -39,6 +39,15 @@ def load(where: str) -> Featuriser:
     return made
 
 
+def is_quick(featuriser: Featuriser, text: str) -> bool:
+    """Does this featuriser take less than a millisecond for this text, so that an event loop may call it at once?
+
+    Longer texts, and every text of a featuriser that does not say, belong in a thread.
+    """
+    quick = getattr(featuriser, "is_quick", None)
+    return bool(quick(text)) if quick is not None else False
+
+
 def package_file(package: str, path: str, extra: str) -> Path:
     """A data file inside an installed package, found without importing the package.
 

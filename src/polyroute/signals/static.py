@@ -18,7 +18,7 @@ from polyroute.errors import MissingExtraError, ModelFileError
 from polyroute.signals import surface
 from polyroute.signals.conversation import sample
 from polyroute.signals.embed import package_file
-from polyroute.signals.words import WordTokens
+from polyroute.signals.words import WordTokens, is_short
 from polyroute.types import Array
 
 WEIGHTS = "weights/l2_supercat_256.safetensors"
@@ -52,13 +52,15 @@ UNIT = np.float32(1 / np.hypot(1.0, SURFACE_NORM))  # brings both together to ab
 class Static:
     """Vectors of 256 token dimensions and the surface features, about unit length, fit for cosines and linear heads.
 
-    The same text gives the same vector, alone or in a batch. Lone surrogates count as question marks.
+    The same text gives the same vector, alone or in a batch. Lone surrogates count as question marks. A text that
+    `is_quick` takes well under a millisecond; most of the time of a longer one is spent without the interpreter's lock.
     Source: WordLlama (github.com/dleemiller/WordLlama), whose own unit vectors are the first 256 dimensions but for
     one factor; texts beyond MAX_CHARACTERS are sampled here.
     """
 
     name = "static-1"
     dim = 256 + surface.DIM
+    is_quick = staticmethod(is_short)
 
     def __init__(self, folder: Path | None = None):
         """folder: an unpacked wordllama package; None: the installed one. Raises: MissingExtraError, ModelFileError."""

@@ -38,11 +38,13 @@ PER_CHARACTER: dict[str, float] = {
 }
 WEIGHTS = np.array([PER_CHARACTER.get(kind, 0.0) for kind in surface.KINDS] + [0.0])  # the last: continuation bytes
 
+DIGIT = surface.KINDS.index("digit")
+
 PER_MESSAGE = 6  # tokens that the JSON of a message counts more than a chat template adds
 PER_ATTACHMENT = 800  # tokens of a picture or a sound: the middle of what providers charge
 ATTACHMENT = 400  # characters from which encoded data counts as an attachment
-READ = 16_384  # bytes; a longer text is read in BLOCKS pieces, evenly spread
-BLOCKS = 32
+READ = 8_192  # bytes; a longer text is read in BLOCKS pieces, evenly spread
+BLOCKS = 16
 ENCODED = (b";base64,", b'"data"')  # what stands before encoded data, a colon and a quote aside
 ESCAPED = re.compile(rb'\\(u[0-9a-fA-F]{4}|[nrt"\\/])')
 PLAIN = {b"n": b"\n", b"r": b"\n", b"t": b"\t", b'"': b'"', b"\\": b"\\", b"/": b"/"}
@@ -79,7 +81,9 @@ def tokens_in(data: bytes) -> float:
     roles = b"." + data.translate(surface.ROLE_OF)
     words = roles.translate(surface.WORD_OF)
     tokens = float(WEIGHTS @ kinds) + WORD * words.count(b"01") + LONG_WORD * words.count(b"1" * 9)
-    tokens += NUMBER * roles.translate(surface.NUMBER_OF).count(b"01") + INDENT * data.count(b"  ")
+    tokens += INDENT * data.count(b"  ")
+    if kinds[DIGIT]:
+        tokens += NUMBER * roles.translate(surface.NUMBER_OF).count(b"01")
     return tokens * whole / len(data) + START
 
 

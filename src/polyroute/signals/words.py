@@ -13,6 +13,7 @@ from typing import Any
 SPACE = "▁"  # how the vocabulary writes a space
 ALONE = "\u2e80-\ufffc\U00010000-\U0010ffff"  # ideographs, emoji and the like
 SEGMENTS = re.compile(rf"[\d\n{ALONE}]| *[^\W\d_²{ALONE}]+| *(?:[^\w \n{ALONE}]|[_²])+| +")
+SHORT = 1_000  # bytes of a text that is looked up; a longer one goes to the tokeniser, which lets other threads run
 LONGEST = 32  # characters of a segment worth remembering
 MEMORY = 16_384  # segments remembered; about 4 MB
 
@@ -21,7 +22,7 @@ class WordTokens:
     """Text -> token ids, equal to the tokeniser's without special tokens. Safe to share between threads.
 
     tokenizer: a byte-pair `tokenizers.Tokenizer` that puts SPACE before a text and in place of each space, as those
-    of the Llama 2 family do. Texts that contain SPACE or one of its added tokens go through it whole.
+    of the Llama 2 family do. Texts that are long, or contain SPACE or one of its added tokens, go through it whole.
     """
 
     def __init__(self, tokenizer: Any):
@@ -32,7 +33,7 @@ class WordTokens:
     def __call__(self, text: str) -> list[int]:
         if not text:
             return []
-        if any(mark in text for mark in self.whole):
+        if not is_short(text) or any(mark in text for mark in self.whole):
             ids: list[int] = self.tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
             return ids
         found: list[int] = []
@@ -50,3 +51,8 @@ class WordTokens:
                 self.memory.clear()  # one step, so other threads see a memory that is full or empty
             self.memory[segment] = tokens
         return tokens
+
+
+def is_short(text: str) -> bool:
+    """Is the text at most SHORT bytes long?"""
+    return len(text) <= SHORT and (text.isascii() or len(text.encode("utf-8", "surrogatepass")) <= SHORT)
