@@ -104,7 +104,10 @@ def test_fit_eval_and_predict_agree(run, table, tmp_path):
     assert judged["rows"][0]["aiq"] == pytest.approx(found.aiq, abs=1e-5)
 
 
-def test_fit_never_reads_the_test_split(run, drawn, table, tmp_path):
+@pytest.mark.parametrize("valid", ["valid", "train"])
+def test_fit_never_reads_the_test_split(run, drawn, tmp_path, valid):
+    drawn.labels["split"][drawn.labels["split"] == "valid"] = valid  # without valid, folds of train choose
+    table = with_recorded(drawn, tmp_path)
     _, _, before = run("fit", table, "--router", "cluster", *FEATURES, "-o", tmp_path / "r.npz")
     drawn.values["quality"][drawn.labels["split"] == "test"] = 0.5
     with_recorded(drawn, tmp_path)

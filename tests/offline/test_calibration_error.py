@@ -22,13 +22,13 @@ def test_a_constant_offset_is_the_calibration_error():
 
 
 def test_two_levels_known_by_hand():
-    predicted = np.array([0.2] * 5 + [0.8] * 5)
-    observed = np.array([0, 0, 0, 0, 1, 1, 1, 1, 0, 0], float)
+    predicted = np.array([0.2] * 5 + [0.8] * 15)
+    observed = np.array([0, 0, 0, 0, 1] + [1, 1, 1, 0, 0] * 3, float)
     bins = calibration_bins(predicted, observed, 2)
     np.testing.assert_allclose(bins.predicted, [0.2, 0.8])
     np.testing.assert_allclose(bins.observed, [0.2, 0.6])
-    assert bins.count.tolist() == [5, 5]
-    assert expected_calibration_error(predicted, observed, 2) == pytest.approx(0.1)
+    assert bins.count.tolist() == [5, 15]
+    assert expected_calibration_error(predicted, observed, 2) == pytest.approx(0.15)
 
 
 def test_equal_predictions_share_a_bin_and_every_pair_is_in_one():

@@ -74,6 +74,15 @@ def test_resampling_equals_repeating_rows(compared):
     assert one.intervals["aiq"] == pytest.approx((alone.aiq, alone.aiq))
 
 
+def test_resamples_draw_groups_whole_and_begin_with_the_table_itself(compared):
+    test, _, counts, _ = compared
+    assert (counts[0] == 1).all()
+    for group in set(test.labels["group"]):
+        rows = counts[:, test.labels["group"] == group]
+        assert (rows == rows[:, :1]).all()
+    assert counts.max() > 1
+
+
 def test_the_band_holds_the_hull(compared):
     test, curves, counts, rows = compared
     means = test.values["cost"].mean(axis=0)
