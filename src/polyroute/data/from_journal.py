@@ -60,7 +60,7 @@ def load_journal(path: Path | str, *, require: Sequence[str] = ("quality",), fea
     if not kept.any():
         raise OutcomesError(
             f"{path}: expected decisions with an outcome and {', '.join(require) or 'any metric'}, got {len(rows)} "
-            f"decisions with an outcome and none with all of these. Report quality with POST /v1/feedback."
+            f"decisions with an outcome and none with all of these. Report quality with POST /polyroute/v1/feedback."
         )
     if features is None:
         features = next((row[4] for row in reversed(rows) if row[5] is not None), "")
