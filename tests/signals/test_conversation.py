@@ -9,7 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polyroute.signals.conversation import CAP, DROP, OPEN_ENDED, READ, TURNS, context_room, routing_text, sample
+from polyroute.signals.conversation import (
+    CAP,
+    DROP,
+    OPEN_ENDED,
+    READ,
+    TURNS,
+    context_room,
+    has_long_word,
+    routing_text,
+    sample,
+)
 
 QUESTION = "How do I reverse a linked list in Rust without unsafe code?"
 TOOLS = '[{"type": "function", "function": {"name": "read_file", "parameters": {"type": "object"}}}]' * 40
@@ -183,6 +193,11 @@ def test_encoded_data_is_dropped():
     blob = base64.b64encode(bytes(range(256)) * 20).decode()
     assert "iIyQl" not in routing_text([user(f"What is in this? data:image/png;base64,{blob} Tell me.")])
     assert routing_text([user(f"What is in this? {blob} Tell me.")]) == "What is in this?   Tell me."
+
+
+@given(st.lists(st.sampled_from(["x" * 80, "y" * 159, "z" * 160, " ", "  ", "a b"]), max_size=8).map("".join))
+def test_long_words_are_found(text):
+    assert has_long_word(text) == any(len(word) >= 160 for word in text.split(" "))
 
 
 def test_blocks_are_matched_by_name_in_any_nesting():

@@ -49,7 +49,8 @@ OPEN_ENDED = frozenset({"system-reminder", "environment_details"})  # dropped to
 MAX_TAGS = 200  # of one turn; the rest is left as it is
 
 TAG = re.compile(r"<([A-Za-z][\w-]{1,40})(?: [^<>\n]{0,200})?>")
-ENCODED = re.compile(r"(?<![A-Za-z0-9+/=_-])[A-Za-z0-9+/=_-]{160,}")
+LONG_WORD = 160  # characters without a space that are data, not a word
+ENCODED = re.compile(rf"(?<![A-Za-z0-9+/=_-])[A-Za-z0-9+/=_-]{{{LONG_WORD},}}")
 PASTED = 600  # characters a fenced or tagged block may have before it is sampled
 
 
@@ -149,12 +150,21 @@ def stripped(text: str) -> str:
     text = clipped(text)
     if "<" in text:
         text = without_blocks(text)
-    if len(text) > 160:
-        if max(map(len, text.split()), default=0) >= 160:
-            text = ENCODED.sub(" ", text)
-        if text.count("```") > 1:
-            text = with_short_fences(text)
+    if has_long_word(text):
+        text = ENCODED.sub(" ", text)
+    if len(text) > PASTED and text.count("```") > 1:
+        text = with_short_fences(text)
     return text.strip()
+
+
+def has_long_word(text: str) -> bool:
+    """Are there LONG_WORD characters without a space? Looks at a few places only."""
+    at = 0
+    while at + LONG_WORD <= len(text):
+        at = text.rfind(" ", at, at + LONG_WORD) + 1
+        if at == 0:
+            return True
+    return False
 
 
 def without_blocks(text: str) -> str:
