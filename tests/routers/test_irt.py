@@ -9,7 +9,14 @@ import pytest
 
 from polyroute.artefact import load, save
 from polyroute.errors import NotFittedError, OutcomesError
-from polyroute.routers.irt import IRT, SKILL_SCALE, abilities_and_difficulty, difficult, softmax_regression
+from polyroute.routers.irt import (
+    IRT,
+    SKILL_SCALE,
+    SKILL_SPREAD,
+    abilities_and_difficulty,
+    difficult,
+    softmax_regression,
+)
 from polyroute.types import Array, Candidate, Outcomes, Profile, Query
 from tests.routers.tables import queries_of
 
@@ -163,7 +170,7 @@ def test_measure_shrinks_to_what_is_known_of_others_with_few_answers(router: IRT
     assert far[0] - prior.mean() < 0.5
     assert far[3] == pytest.approx(3.0, abs=0.3)
     assert doubt == sorted(doubt, reverse=True)
-    assert doubt[0] == pytest.approx(np.sqrt((router.prior_std_**2 + 2 * 0.25) / 3), rel=0.1)
+    assert doubt[0] == pytest.approx(np.sqrt((router.prior_std_**2 + 2 * SKILL_SPREAD**2) / 3), rel=0.1)
 
 
 def test_measure_solves_the_posterior(router: IRT):
@@ -174,7 +181,7 @@ def test_measure_solves_the_posterior(router: IRT):
     ability, s = np.array([found[skill] for skill in SKILLS]), len(SKILLS)
     p = sigmoid(mixture @ ability - difficult(x, mixture) @ router.difficulty_)
     level = np.full((s, s), 1 / s)
-    precision = level / router.prior_std_**2 + (np.eye(s) - level) / 0.25
+    precision = level / router.prior_std_**2 + (np.eye(s) - level) / SKILL_SPREAD**2
     assert mixture.T @ (p - scores) + precision @ (ability - router.prior_mean_) == pytest.approx(0.0, abs=0.02)
 
 
@@ -265,7 +272,6 @@ def test_what_it_cannot_do_without():
         IRT().fit(bare)
 
 
-@pytest.mark.xfail(strict=True, reason="abilities and difficulty err together, and their doubts are added as if apart")
 @pytest.mark.parametrize("n", [300, 1000, 4000])
 def test_the_doubt_is_as_large_as_the_error(n: int):
     whole = world(n + 500)

@@ -6,6 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
+from polyroute.cli.check import DEFAULT_PATH
 from polyroute.errors import MissingExtraError
 
 
@@ -15,7 +16,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         help="run the gateway: an OpenAI-compatible server that routes",
         epilog="example: polyroute serve polyroute.toml --port 9000",
     )
-    p.add_argument("config", nargs="?", type=Path, help="configuration file (default: the embedded defaults)")
+    p.add_argument("config", nargs="?", type=Path, help="configuration file (default: ./polyroute.toml if there is one, else the embedded defaults)")
     p.add_argument("--host", help="address to listen on, overrides the file")
     p.add_argument("--port", type=int, help="port to listen on, overrides the file; 0 takes a free one")
     p.add_argument("--log-level", default="warning", choices=("debug", "info", "warning", "error"))
@@ -30,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
         from polyroute.gateway.server import serve
     except ModuleNotFoundError as error:
         raise MissingExtraError(error.name or "uvicorn", "gateway") from None
-    config = load_config(args.config)
+    config = load_config(args.config or (DEFAULT_PATH if DEFAULT_PATH.exists() else None))
     host = args.host or config.server.host
     port = config.server.port if args.port is None else args.port
     return 0 if serve(build(config), host, port, args.log_level) else 1

@@ -406,8 +406,8 @@ def settle(gateway: Gateway, road: Exchange) -> None:
         dearest = max(usd_of(other, prompt, completion) for other in gateway.brain.pool)
         gateway.telemetry.tokens(candidate.id, prompt, completion)
         gateway.telemetry.spend(candidate.id, cost)
-        if road.choice.policy is not None and road.choice.policy.settle is not None:
-            road.choice.policy.settle(cost)
+    if road.choice.policy is not None and road.choice.policy.settle is not None:
+        road.choice.policy.settle(cost or 0.0)  # a budget's window counts requests, also those that failed
     selected = candidate.id if candidate is not None else record.selected
     gateway.journal.outcome(
         OutcomeRecord(

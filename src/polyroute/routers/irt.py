@@ -12,6 +12,7 @@ from polyroute.routers.rows import PerPool, embeddings, nothing, observed
 from polyroute.types import Array, Candidate, Estimate, Estimates, Outcomes, Query
 
 SKILL_SCALE = 10.0  # a penalty on the weight of a column scaled by 10 weighs a hundredth
+SKILL_SPREAD = 0.75  # logits by which a candidate's skills differ from its level; what the shipped fit shows
 
 
 class IRT:
@@ -133,7 +134,7 @@ class IRT:
         offset = difficult(x, mixture) @ self.difficulty_
         s = len(self.prior_mean_)
         level = np.full((s, s), 1 / s)
-        precision = level / self.prior_std_**2 + (np.eye(s) - level) / 0.5**2  # skills differ by about half a logit
+        precision = level / self.prior_std_**2 + (np.eye(s) - level) / SKILL_SPREAD**2
         ability = self.prior_mean_.copy()
         for _ in range(20):
             p = 1 / (1 + np.exp(-(mixture @ ability - offset)))
@@ -238,6 +239,13 @@ def abilities_and_difficulty(
         if np.abs(step).max() < 1e-6:
             break
     covariance = np.linalg.inv(hessian)
-    std = np.sqrt(np.array([np.diag(covariance)[j * s : (j + 1) * s].mean() for j in range(m)]))
-    doubt = np.sqrt(((x @ covariance[m * s :, m * s :]) * x).sum(axis=1).mean())
-    return ability, std, w, float(doubt)
+    shared = covariance[m * s :, m * s :]
+    own = x - mixture @ np.linalg.lstsq(mixture, x, rcond=None)[0]  # a level common to a skill is the abilities' matter
+    doubt = ((own @ shared) * own).sum(axis=1).mean()
+    of_text = ((x @ shared) * x).sum(axis=1)  # [n]
+    std = np.zeros(m)
+    for j in range(m):
+        at = slice(j * s, (j + 1) * s)
+        both = mixture @ covariance[at, at] - 2 * (x @ covariance[m * s :, at])  # they err in opposite directions
+        std[j] = np.sqrt(max(((both * mixture).sum(axis=1) + of_text).mean() - doubt, 1e-6))
+    return ability, std, w, float(np.sqrt(doubt))
