@@ -16,7 +16,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         help="run the gateway: an OpenAI-compatible server that routes",
         epilog="example: polyroute serve polyroute.toml --port 9000",
     )
-    p.add_argument("config", nargs="?", type=Path, help="configuration file (default: ./polyroute.toml, else two local models)")
+    p.add_argument("config", nargs="?", type=Path, help="a file (default: ./polyroute.toml, else two local models)")
     p.add_argument("--host", help="address to listen on, overrides the file")
     p.add_argument("--port", type=int, help="port to listen on, overrides the file; 0 takes a free one")
     p.add_argument("--log-level", default="warning", choices=("debug", "info", "warning", "error"))
