@@ -2,6 +2,7 @@
 
     python -m benches.bench_signals
     python -m benches.bench_signals --minilm          the transformer too
+    python -m benches.bench_signals --fit-tokens      the coefficients of signals/tokens.py
 
 Texts are all different, so that nothing is remembered but words; 3,000 others go first, as a server that has been up
 for a minute has seen. Wall-clock includes whatever else the machine does; `cpu` is the thread's own time, on average.
@@ -31,10 +32,11 @@ from polyroute.signals import featuriser
 from polyroute.signals.conversation import routing_text
 from polyroute.signals.needs import needs_of
 from polyroute.signals.surface import surface
-from polyroute.signals.tokens import count_tokens
+from polyroute.signals.tokens import COUNTS, MARKS, PER_COUNT, count_tokens, counts_of
 from polyroute.types import Array
 
 SEED = 0
+TABLES = ("routerbench", "llmrouter9", "routellm", "routerdc7")
 LENGTHS = (60, 300, 1_000, 2_000, 4_000, 100_000)  # characters
 RUNS, ROUNDS = 300, 5
 LOAD = """
@@ -109,18 +111,27 @@ def chat_rows(texts: Sequence[str]) -> list[dict[str, Any]]:
     return rows
 
 
-def token_rows(folder: Path) -> list[dict[str, Any]]:
-    """Error of count_tokens against recorded cl100k counts, test split; a quarter of the characters beside it."""
+def recorded_tokens(folder: Path, name: str, split: str) -> tuple[list[str], Array]:
+    """(texts, their recorded cl100k tokens [n]) of one table's split."""
     listed = read_columns(folder / "queries.parquet", ("query_id", "n_tokens"))
     ids = listed.text("query_id")
     known = dict(zip((ids.values[code] for code in ids.codes), listed.number("n_tokens"), strict=True))
+    queries = part(load_outcomes(folder / "outcomes" / f"{name}.parquet"), split).queries
+    return [query.text for query in queries], np.array([known[query.id] for query in queries])
+
+
+def is_chinese(text: str) -> bool:
+    return sum(c >= "\u2e80" for c in text) > 0.2 * len(text)
+
+
+def token_rows(folder: Path) -> list[dict[str, Any]]:
+    """Error of count_tokens against recorded cl100k counts, test split; a quarter of the characters beside it."""
     rows = []
-    for name in ("routerbench", "llmrouter9", "routellm", "routerdc7"):
-        queries = part(load_outcomes(folder / "outcomes" / f"{name}.parquet"), "test").queries
-        chinese = np.array([sum(c >= "\u2e80" for c in q.text) > 0.2 * len(q.text) for q in queries])
-        truth = np.array([known[q.id] for q in queries])
-        counted = np.array([count_tokens(q.text) for q in queries])
-        quarter = np.array([len(q.text) / 4 for q in queries])
+    for name in TABLES:
+        texts, truth = recorded_tokens(folder, name, "test")
+        chinese = np.array([is_chinese(text) for text in texts])
+        counted = np.array([count_tokens(text) for text in texts])
+        quarter = np.array([len(text) / 4 for text in texts])
         for label, mask in (("", ~chinese), (", Chinese", chinese)):
             if mask.sum() > 20:
                 row: dict[str, Any] = {"table": name + label, "queries": int(mask.sum())}
@@ -131,6 +142,24 @@ def token_rows(folder: Path) -> list[dict[str, Any]]:
                     row[f"{kind}: 95 %"] = round(float(np.percentile(error, 95)), 3)
                 rows.append(row)
     return rows
+
+
+def fit_tokens(folder: Path) -> dict[str, float]:
+    """Non-negative least squares of recorded tokens on counts, train splits; long texts weigh less than their size."""
+    from scipy.optimize import nnls
+
+    counts, truth = [], []
+    for name in TABLES:
+        texts, tokens = recorded_tokens(folder, name, "train")
+        counts += [counts_of(text.encode("utf-8", "surrogatepass")) for text in texts]
+        truth.append(tokens)
+    table, y = np.array(counts, dtype=float), np.concatenate(truth)
+    columns = {name: table[:, j] for j, name in enumerate(COUNTS) if name in PER_COUNT and name not in MARKS}
+    columns |= {"marks": table[:, [COUNTS.index(name) for name in MARKS]].sum(axis=1), "start": np.ones(len(y))}
+    columns = {name: column for name, column in columns.items() if np.count_nonzero(column) > 100}
+    weight = 1 / np.sqrt(y + 5)
+    found, _ = nnls(np.stack(list(columns.values()), axis=1) * weight[:, None], y * weight)
+    return {name: round(float(value), 3) for name, value in zip(columns, found, strict=True)}
 
 
 def stall_rows(
@@ -186,8 +215,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     assert __doc__ is not None
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("--data", type=Path, default=Path("../shared/data"))
+    p.add_argument("--fit-tokens", action="store_true", help="print the coefficients of signals/tokens.py and stop")
     p.add_argument("--minilm", action="store_true", help="measure minilm-1 too (a minute)")
     args = p.parse_args(argv)
+    if args.fit_tokens:
+        print(json.dumps(fit_tokens(args.data)))
+        return 0
     before = ticks()
     outcomes = args.data / "outcomes"
     latin = [q.text for name in ("llmrouter9", "routellm") for q in load_outcomes(outcomes / f"{name}.parquet").queries]

@@ -12,22 +12,29 @@ import numpy as np
 
 from polyroute.signals import surface
 
-WORD, LONG_WORD, NUMBER, INDENT, START = 1.05, 0.16, 1.38, 0.38, 0.7  # tokens each; INDENT: a pair of spaces
-MARK = 0.47  # a punctuation mark
-# Tokens a character, beside those of the word it is in. Fitted on the train splits for Latin text, code, mathematics
-# and Chinese (`python -m benches.bench_tokens`); for scripts the tables lack, what is commonly seen.
-PER_CHARACTER: dict[str, float] = {
+MARKS: tuple[str, ...] = (
+    "stop", "comma", "question", "exclamation", "colon", "semicolon", "quote", "round", "square", "curly",
+    "arithmetic", "relation", "dollar", "backslash", "underscore", "mark",
+)  # fmt: skip
+START = 0.7  # tokens of any text
+# Tokens for each of what `counts_of` counts; a character's are beside those of the word it is in. Rounded from a fit to
+# the train splits (`python -m benches.bench_signals --fit-tokens`): Latin text, code, mathematics and Chinese. For
+# scripts that the tables lack, kana among them, what is commonly seen.
+PER_COUNT: dict[str, float] = {
+    "word": 1.05,
+    "long_word": 0.16,
+    "number": 1.38,
+    "indent": 0.38,
     "upper": 0.2,
     "digit": 0.19,
     "newline": 1.1,
     "tab": 0.4,
-    **dict.fromkeys(("stop", "comma", "question", "exclamation", "colon", "semicolon", "quote", "round"), MARK),
-    **dict.fromkeys(("square", "curly", "arithmetic", "relation", "dollar", "backslash", "underscore", "mark"), MARK),
+    **dict.fromkeys(MARKS, 0.47),
     "latin": 0.38,
     "symbol": 1.7,
     "han": 1.22,
-    "kana": 1.1,
     "wide": 1.8,
+    "kana": 1.1,
     "greek": 0.6,
     "cyrillic": 0.27,
     "right_to_left": 0.55,
@@ -36,8 +43,8 @@ PER_CHARACTER: dict[str, float] = {
     "hangul": 1.0,
     "emoji": 2.5,
 }
-WEIGHTS = np.array([PER_CHARACTER.get(kind, 0.0) for kind in surface.KINDS] + [0.0])  # the last: continuation bytes
-
+COUNTS: tuple[str, ...] = (*surface.KINDS, "word", "long_word", "number", "indent")
+WEIGHTS = np.array([PER_COUNT.get(name, 0.0) for name in COUNTS])
 DIGIT = surface.KINDS.index("digit")
 
 PER_MESSAGE = 6  # tokens that the JSON of a message counts more than a chat template adds
@@ -77,14 +84,17 @@ def tokens_in(data: bytes) -> float:
     if whole > READ:
         size, step = READ // BLOCKS, whole // BLOCKS
         data = b"".join(data[i * step : i * step + size] for i in range(BLOCKS))
-    kinds = np.bincount(np.frombuffer(data.translate(surface.KIND_OF), np.uint8), minlength=len(WEIGHTS))
+    return float(WEIGHTS @ counts_of(data)) * whole / len(data) + START
+
+
+def counts_of(data: bytes) -> list[int]:
+    """How many there are of each of COUNTS in a text in UTF-8. A long word: nine letters without accent, or more."""
+    kinds = np.frombuffer(data.translate(surface.KIND_OF), np.uint8)
+    counts: list[int] = np.bincount(kinds, minlength=len(surface.KINDS) + 1)[: len(surface.KINDS)].tolist()
     roles = b"." + data.translate(surface.ROLE_OF)
     words = roles.translate(surface.WORD_OF)
-    tokens = float(WEIGHTS @ kinds) + WORD * words.count(b"01") + LONG_WORD * words.count(b"1" * 9)
-    tokens += INDENT * data.count(b"  ")
-    if kinds[DIGIT]:
-        tokens += NUMBER * roles.translate(surface.NUMBER_OF).count(b"01")
-    return tokens * whole / len(data) + START
+    numbers = roles.translate(surface.NUMBER_OF).count(b"01") if counts[DIGIT] else 0
+    return [*counts, words.count(b"01"), words.count(b"1" * 9), numbers, data.count(b"  ")]
 
 
 def without_attachments(data: bytes) -> tuple[bytes, int]:
