@@ -17,12 +17,12 @@ from polyroute.decide import Weighing, weigh
 from polyroute.gateway.records import DecisionRecord, Weighed
 from polyroute.gateway.wire import BadRequestError, View, given
 from polyroute.protocols import Constraint, Featuriser, Policy, Router
+from polyroute.signals import is_quick
 from polyroute.signals.conversation import routing_text
 from polyroute.signals.needs import needs_of
 from polyroute.signals.tokens import count_tokens
 from polyroute.types import Array, Candidate, Decision, Objective, Query, Rng
 
-INLINE_CHARACTERS = 800  # longer texts are embedded in a thread: an inline call stays under 1 ms
 REFERENCE_PROMPT, REFERENCE_COMPLETION = 600, 200  # tokens of the request that turns a trade-off into USD
 
 
@@ -109,7 +109,7 @@ class Brain:
 
     def embed(self, text: str) -> Array | Awaitable[Array]:
         """[d], at once for a short text, else a future."""
-        if len(text) <= INLINE_CHARACTERS:
+        if is_quick(self.featuriser, text):
             return self.featuriser([text])[0]
         return asyncio.get_running_loop().run_in_executor(None, lambda: self.featuriser([text])[0])
 
@@ -196,6 +196,8 @@ def read_signals(view: View, endpoint: str) -> tuple[str, frozenset[str], int]:
     for i, message in enumerate(messages):
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             raise BadRequestError(f"messages[{i}]: expected an object with a role.", f"messages[{i}]")
-    needs = needs_of(messages, tools=given(view.tools), response_format=view.response_format)
+    needs = needs_of(
+        messages, tools=given(view.tools), response_format=view.response_format, modalities=view.modalities or ()
+    )
     num_tokens = count_tokens(bytes(view.messages))
     return routing_text(messages), needs, num_tokens + (count_tokens(bytes(view.tools)) if given(view.tools) else 0)

@@ -46,6 +46,7 @@ class View(msgspec.Struct):
     stream_options: StreamOptions | None = None
     tools: msgspec.Raw = NOTHING
     response_format: msgspec.Raw = NOTHING
+    modalities: list[str] | None = None
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
     user: msgspec.Raw = NOTHING
