@@ -98,6 +98,13 @@ class Brain:
 
     def __post_init__(self) -> None:
         self.by_id = {candidate.id: candidate for candidate in self.pool}
+        prices = {(c.profile.price_in, c.profile.price_out) for c in self.pool}
+        self.dearest = [p for p in prices if not any(q != p and q[0] >= p[0] and q[1] >= p[1] for q in prices)]
+        self.smallest_context = min((c.profile.context or float("inf") for c in self.pool), default=0.0)
+
+    def dearest_usd(self, prompt_tokens: int, completion_tokens: int) -> float:
+        """What that many tokens cost at the dearest candidate of the pool, USD."""
+        return max((prompt_tokens * a + completion_tokens * b for a, b in self.dearest), default=0.0) / 1e6
 
     async def signals(self, view: View, endpoint: str) -> Signals:
         """Text, needs, token count and embedding of a request. Long texts are embedded off the event loop."""
@@ -122,7 +129,11 @@ class Brain:
         decision_id = new_id("dec")
         seen = signals.query
         query = Query(decision_id, seen.text, seen.embedding, seen.needs, seen.num_tokens, seen.max_output)
-        constraints: list[Constraint] = [offers_needs, fits_context, *policy.constraints]
+        constraints = list(policy.constraints)
+        if query.needs:
+            constraints.append(offers_needs)
+        if (query.num_tokens or 0) + (query.max_output or 0) > self.smallest_context:
+            constraints.append(fits_context)
         if (self.down or self.missing) and (out := self.out_of_service()):
             constraints.append(healthy(out))
         weighing = weigh([query], policy.pool, self.router, policy.policy, objective, constraints, self.rng)

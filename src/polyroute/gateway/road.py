@@ -33,7 +33,7 @@ from polyroute.gateway.wire import (
     ask_for_usage,
     downstream_headers,
     given,
-    header_values,
+    one_line,
     read_seen,
     read_usage,
     read_view,
@@ -351,25 +351,26 @@ def decision_headers(road: Exchange) -> Headers:
     assert road.choice is not None
     assert road.candidate is not None
     record = road.choice.record
-    chosen = next((c for c in record.candidates if c.id == road.candidate.id), None)
     overhead = (perf_counter() - road.started - road.upstream_s) * 1e3
-    values: dict[str, object] = {
-        "x-polyroute-schema": 1,
-        "x-polyroute-request-id": road.request_id,
-        "x-polyroute-decision-id": record.id,
-        "x-polyroute-requested-model": record.requested,
-        "x-polyroute-selected-model": road.candidate.id,
-        "x-polyroute-policy": record.policy,
-        "x-polyroute-reason": record.because if road.attempts == 1 else f"fallback after {road.error}",
-        "x-polyroute-path": road.path_taken,
-        "x-polyroute-attempts": road.attempts,
-        "x-polyroute-overhead-ms": f"{overhead:.3f}",
-    }
-    if chosen is not None and "cost" in chosen.mean:
-        values["x-polyroute-estimated-cost-usd"] = f"{chosen.mean['cost']:.9f}"
+    reason = record.because if road.attempts == 1 else f"fallback after {road.error}"
+    found = [
+        (b"x-polyroute-schema", b"1"),
+        (b"x-polyroute-request-id", one_line(road.request_id)),
+        (b"x-polyroute-decision-id", record.id.encode()),
+        (b"x-polyroute-requested-model", one_line(record.requested)),
+        (b"x-polyroute-selected-model", one_line(road.candidate.id)),
+        (b"x-polyroute-policy", one_line(record.policy)),
+        (b"x-polyroute-reason", one_line(reason)),
+        (b"x-polyroute-path", road.path_taken.encode()),
+        (b"x-polyroute-attempts", b"%d" % road.attempts),
+        (b"x-polyroute-overhead-ms", b"%.3f" % overhead),
+    ]
+    for candidate in record.candidates:
+        if candidate.id == road.candidate.id and "cost" in candidate.mean:
+            found.append((b"x-polyroute-estimated-cost-usd", b"%.9f" % candidate.mean["cost"]))
     if b"x-polyroute-debug" in road.headers:
-        values["x-polyroute-candidates"] = msgspec.json.encode(record.candidates).decode()
-    return header_values(values)
+        found.append((b"x-polyroute-candidates", one_line(msgspec.json.encode(record.candidates).decode())))
+    return found
 
 
 async def broken(send: Send, road: Exchange, status: int, message: str, code: str) -> None:
@@ -385,7 +386,7 @@ async def refuse(
 ) -> None:
     """The request is turned down before any decision."""
     gateway.telemetry.request(road.endpoint, "none", status, perf_counter() - road.started)
-    headers = header_values({"x-polyroute-schema": 1, "x-polyroute-request-id": road.request_id})
+    headers = [(b"x-polyroute-schema", b"1"), (b"x-polyroute-request-id", one_line(road.request_id))]
     if status not in (408, 429, 503):
         headers.append((b"x-should-retry", b"false"))
     await send_bytes(send, status, error_body(status, message, parameter, code), b"application/json", headers)
@@ -403,7 +404,7 @@ def settle(gateway: Gateway, road: Exchange) -> None:
     if usage is not None and candidate is not None:
         prompt, completion = usage.prompt_tokens or 0, usage.completion_tokens or 0
         cost = usd_of(candidate, prompt, completion)
-        dearest = max(usd_of(other, prompt, completion) for other in gateway.brain.pool)
+        dearest = gateway.brain.dearest_usd(prompt, completion)
         gateway.telemetry.tokens(candidate.id, prompt, completion)
         gateway.telemetry.spend(candidate.id, cost)
     if road.choice.policy is not None and road.choice.policy.settle is not None:

@@ -7,7 +7,6 @@ gateway asked for usage on its own account, what that added is taken out again b
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 
 import msgspec
 
@@ -286,13 +285,8 @@ def downstream_headers(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, 
     return [(k, v) for k, v in headers if k not in NOT_DOWNSTREAM and not k.startswith(b"x-polyroute-")]
 
 
-def header_values(pairs: Mapping[str, object]) -> list[tuple[bytes, bytes]]:
-    """Names and values as header bytes: printable ASCII only, so that no value can end its line."""
-    return [(name.encode(), one_line(str(value))) for name, value in pairs.items() if value is not None]
-
-
 def one_line(text: str) -> bytes:
-    """Printable ASCII on one line, cut at 4,000 characters."""
+    """A header's value: printable ASCII, cut at 4,000 characters, so that no value can end its line."""
     if not (text.isascii() and text.isprintable()):
         text = "".join(c if " " <= c <= "~" else "?" for c in text)
     return text[:4000].encode()
