@@ -139,7 +139,7 @@ def describe() -> dict[str, object]:
         "cores": os.cpu_count(),
         "kernel": platform.release(),
         "python": platform.python_version(),
-        "interpreter": sys.executable,
+        "interpreter": f"{platform.python_implementation()} {platform.python_compiler()}",
         "date": time.strftime("%Y-%m-%d"),
     }
 
