@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +24,14 @@ def data_folder() -> Path:
     return folder
 
 
-def full_table(name: str) -> Outcomes:
-    """All queries of a table that every model answered, with the recorded MiniLM embeddings."""
+def full_table(name: str, splits: Sequence[str] = ("train", "valid")) -> Outcomes:
+    """The queries of a table that every model answered, with the recorded MiniLM embeddings.
+
+    splits: which of the table's fixed splits; a proof holds out groups of its own and leaves `test` to the benchmark.
+    """
     path = data_folder() / "outcomes" / f"{name}.parquet"
     outcomes = load_outcomes(path)
-    outcomes = outcomes.take(complete(outcomes))
+    outcomes = outcomes.take(complete(outcomes) & np.isin(outcomes.labels["split"], list(splits)))
     outcomes = with_embeddings(outcomes, recorded_embeddings([q.id for q in outcomes.queries], path))
     return outcomes.take(np.array([q.embedding is not None for q in outcomes.queries]))
 
