@@ -18,6 +18,7 @@
         ModelFileError, RuntimeError      a model file is missing, broken or cannot be fetched
         MissingExtraError, ImportError    an optional package is not installed; names the pip line
         UpstreamError, OSError            a backend refused, timed out, was cut or talked nonsense
+        ReplyError, ValueError            a language model did not answer in the form it was asked for
 
 An error says what was expected, what came, where, and what to do next; its facts are attributes.
 """
@@ -189,3 +190,15 @@ class UpstreamError(PolyrouteError, OSError):
     def __init__(self, kind: str, message: str):
         self.kind = kind
         super().__init__(message)
+
+
+class ReplyError(PolyrouteError, ValueError):
+    """A language model did not answer in the form it was asked for. rule: which one it broke; text: what it said."""
+
+    def __init__(self, rule: str, text: str, *, expected: str):
+        self.rule, self.text, self.expected = rule, text, expected
+        shown = text if len(text) <= 120 else text[:117] + "..."
+        super().__init__(
+            f"reply of a language model: expected {expected}, got {shown!r} ({rule}). "
+            f"Give a fallback for such replies, or ask a model that keeps to the form."
+        )

@@ -104,6 +104,7 @@ class Decision:
     candidate_ids: tuple[str, ...]
     propensity: float = 1.0
     because: str = ""
+    prompt: str = ""  # what to ask where that is not the query itself: a flow's sub-question; not logged
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +113,7 @@ class Outcome:
 
     decision: Decision
     metrics: Mapping[str, float]  # {"quality": 0..1, "cost": USD, "latency": seconds}
+    text: str = ""  # the answer, where a flow reads it; not logged
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -38,7 +38,7 @@ def together(tried: Sequence[Outcome]) -> Outcome:
         for name in ADDS_UP
         if any(name in outcome.metrics for outcome in tried)
     }
-    return Outcome(last.decision, {**last.metrics, **sums})
+    return Outcome(last.decision, {**last.metrics, **sums}, last.text)
 
 
 def run(flow: Flow, backend: Callable[[Decision], Outcome]) -> Outcome:
