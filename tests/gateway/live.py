@@ -18,6 +18,7 @@ from polyroute.gateway.app import Gateway
 from polyroute.gateway.build import build
 from polyroute.gateway.config import load_config
 from polyroute.gateway.scripted import ScriptedUpstream
+from polyroute.gateway.server import settings
 
 
 @dataclass
@@ -90,9 +91,7 @@ def serving(folder: Path, scripts: Mapping[str, Any], extra: str = "", head: str
         made["stop"] = asyncio.Event()
         try:
             gateway = build(load_config(path))
-            config = uvicorn.Config(gateway, host="127.0.0.1", port=0, log_level="error", lifespan="on", ws="none",
-                                    server_header=False)  # fmt: skip
-            server = uvicorn.Server(config)
+            server = uvicorn.Server(settings(gateway, "127.0.0.1", 0, "error"))
             task = asyncio.create_task(server.serve())
             while not server.started:
                 await asyncio.sleep(0.005)

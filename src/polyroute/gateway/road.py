@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -65,14 +65,15 @@ async def travel(gateway: Gateway, scope: Scope, receive: Receive, send: Send, e
     gateway.in_flight += 1
     me = asyncio.current_task()
     assert me is not None
-    watch: asyncio.Task[Any] = asyncio.get_running_loop().create_task(receive())  # type: ignore[arg-type]  # a coroutine
 
-    def left(_: Any) -> None:
-        if not road.over and not watch.cancelled():
+    def left() -> None:
+        if not road.over:
             road.gone = True
             me.cancel()
 
-    watch.add_done_callback(left)
+    when_gone = scope.get("extensions", {}).get("polyroute.gone")
+    if when_gone is not None:  # under another ASGI server a backend works on for a client that has left
+        when_gone(left)
     try:
         await forward(gateway, scope["headers"], send, road, view, body)
     except asyncio.CancelledError:
@@ -85,7 +86,6 @@ async def travel(gateway: Gateway, scope: Scope, receive: Receive, send: Send, e
             road.status, road.state = 499, "cancelled"
     finally:
         road.over = True
-        watch.cancel()
         gateway.in_flight -= 1
         settle(gateway, road)
 

@@ -1,4 +1,4 @@
-"""Serving the gateway with uvicorn: uvloop, httptools, and a few lines that say where it listens."""
+"""Serving the gateway under uvicorn's server: uvloop, our own protocol, and a few lines that say where it listens."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TextIO
 import uvicorn
 
 from polyroute.gateway.app import Gateway
+from polyroute.gateway.front import Front
 
 GRACE_S = 20  # seconds in-flight requests may take after SIGTERM
 
@@ -45,13 +46,18 @@ def greeting(gateway: Gateway, url: str, states: dict[str, str]) -> str:
     return "\n".join(lines)
 
 
+def settings(gateway: Gateway, host: str, port: int, log_level: str = "warning") -> uvicorn.Config:
+    """uvicorn as the gateway runs on it: our own protocol, nothing logged for each request."""
+    return uvicorn.Config(
+        gateway, host=host, port=port, log_level=log_level, access_log=False, server_header=False, ws="none",
+        http=Front, lifespan="on", proxy_headers=False, timeout_graceful_shutdown=GRACE_S, timeout_keep_alive=75,
+        backlog=4096,
+    )  # fmt: skip
+
+
 def serve(gateway: Gateway, host: str, port: int, log_level: str = "warning", say: TextIO = sys.stdout) -> bool:
     """Serve until SIGINT or SIGTERM; True when it had started."""
-    config = uvicorn.Config(
-        gateway, host=host, port=port, log_level=log_level, access_log=False, server_header=False, ws="none",
-        lifespan="on", proxy_headers=False, timeout_graceful_shutdown=GRACE_S, timeout_keep_alive=75, backlog=4096,
-    )  # fmt: skip
-    server = Server(config, gateway, say)
+    server = Server(settings(gateway, host, port, log_level), gateway, say)
     gc.collect()
     gc.freeze()  # what lives as long as the server is not looked through again and again
     gc.set_threshold(20_000, 20, 50)
