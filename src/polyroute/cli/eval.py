@@ -83,7 +83,8 @@ def run(args: argparse.Namespace) -> int:
     artefact = opened(args.router)
     features = artefact.features if artefact else args.features
     name = str(artefact.info.get("router", artefact.kind)) if artefact else args.router.rpartition(":")[2]
-    outcomes = read_outcomes(args.outcomes, features, allow_shared_groups=args.allow_shared_groups)
+    outcomes = read_outcomes(args.outcomes, features, allow_shared_groups=args.allow_shared_groups,
+                             any_cost=args.any_cost)  # fmt: skip
     judged = judge(artefact, name, wanted(outcomes, artefact, args), features, args)
     curves = curves_of(judged.expected, judged.test, judged.train)
     counts = resamples_of(judged.test, np.random.default_rng(args.seed), args.resamples)
@@ -117,9 +118,9 @@ def wanted(outcomes: Outcomes, artefact: Artefact | None, args: argparse.Namespa
     if artefact is not None:
         known = [candidate.id for candidate in artefact.pool]
         both = [candidate.id for candidate in outcomes.pool if candidate.id in known]
-        if len(both) < 2:
+        if len(both) < (least := min(2, len(known))):
             raise OutcomesError(
-                f"{args.outcomes}: expected at least 2 of the router's models ({', '.join(known[:6])}), "
+                f"{args.outcomes}: expected at least {least} of the router's models ({', '.join(known[:6])}), "
                 f"got {len(both)}. Fit a router on a table with these models."
             )
         if left := [candidate.id for candidate in outcomes.pool if candidate.id not in known]:

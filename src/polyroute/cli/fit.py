@@ -86,11 +86,13 @@ def add_table_options(parser: Any) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of folds, clusters and resamples (default: %(default)s)")
     parser.add_argument("--allow-shared-groups", action="store_true",
                         help="take a table whose near-duplicates stand in several splits: a leak")  # fmt: skip
+    parser.add_argument("--any-cost", action="store_true", help="take costs that can hardly be USD as they are")
 
 
 def run(args: argparse.Namespace) -> int:
     writable("--output", args.output, ".npz")
-    outcomes = read_outcomes(args.outcomes, args.features, allow_shared_groups=args.allow_shared_groups)
+    outcomes = read_outcomes(args.outcomes, args.features, allow_shared_groups=args.allow_shared_groups,
+                             any_cost=args.any_cost)  # fmt: skip
     fitted = fit(outcomes, args)
     fingerprint = save(fitted.router, args.output, features=args.features, pool=fitted.pool, info=fitted.info)
     info = fitted.info

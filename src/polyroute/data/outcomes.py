@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from polyroute.data.checks import CHARACTERS_PER_TOKEN, refuse_odd_costs, refuse_repeated_queries, same_text
 from polyroute.data.columns import Coded, Columns, read_columns
 from polyroute.data.prices import pool_of
 from polyroute.errors import ShapeError
@@ -19,13 +20,15 @@ LABELS = {"dataset": "dataset", "split": "split", "group_id": "group"}  # column
 SLACK = 1e-6  # a score stored in single precision may pass 0 or 1 by this much
 
 
-def load_outcomes(path: Path | str, *, allow_shared_groups: bool = False) -> Outcomes:
+def load_outcomes(path: Path | str, *, allow_shared_groups: bool = False, any_cost: bool = False) -> Outcomes:
     """Read a long table: one row per (query, model) with at least query_id, model, score, cost_usd and query or prompt.
 
     `values` holds quality (score, 0..1), cost (USD) and, where the table has them, output_tokens and latency (s);
     `observed` marks the rows there are; `labels` holds dataset, split and group where the table has them. A query's
     `num_tokens` is the median of its input_tokens over the models. Prices come from a models.json beside or above.
-    allow_shared_groups: take a table whose near-duplicate groups stand in several splits; a leak, refused otherwise.
+    Without a column group_id, queries of one text share a group if there are any.
+    allow_shared_groups: take a table with copies or near-duplicate groups in several splits; a leak, refused otherwise.
+    any_cost: take costs that can hardly be USD, refused otherwise; see `data/checks.py`.
     Raises: OutcomesError naming the file, and the column and row (counted from 0) where something does not fit.
     """
     columns = read_columns(path, REQUIRED, (*OPTIONAL, "query", "prompt"))
@@ -46,12 +49,22 @@ def load_outcomes(path: Path | str, *, allow_shared_groups: bool = False) -> Out
     if not allow_shared_groups and {"group", "split"} <= labels.keys():
         refuse_shared_groups(columns, labels["group"], labels["split"])
     texts = same_throughout(columns, text_column, i, first, ids)
+    text = same_text(texts)
+    if not allow_shared_groups and "split" in labels:
+        refuse_repeated_queries(columns, ids, text, labels["split"])
+    if "group" not in labels and len(np.unique(text[text >= 0])) < (text >= 0).sum():
+        labels["group"] = np.array([f"text-{t}" if t >= 0 else "" for t in text])
     observed = np.zeros((len(ids), len(names)), dtype=bool)
     observed[i, j] = True
     values = {name: spread(column, observed.shape, i, j) for name, column in metrics(columns).items()}
     tokens = prompt_tokens(columns, observed.shape, i, j)
     queries = [Query(ids[q], texts[q], num_tokens=tokens[q]) for q in range(len(ids))]
-    return Outcomes(queries, pool_of(names, columns.path), values, observed, labels)
+    pool = pool_of(names, columns.path)
+    if not any_cost:
+        read = [len(q.text) / CHARACTERS_PER_TOKEN if q.num_tokens is None else q.num_tokens for q in queries]
+        wrote = values.get("output_tokens", np.full(observed.shape, np.nan))
+        refuse_odd_costs(columns, values["cost"], np.array(read, float)[:, None], wrote, pool)
+    return Outcomes(queries, pool, values, observed, labels)
 
 
 def rows_of(column: Coded) -> tuple[list[str], Array, Array]:
