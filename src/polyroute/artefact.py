@@ -39,6 +39,10 @@ ROUTERS: dict[str, str] = {
     "together": "polyroute.routers.mix:Together",
     "calibrated": "polyroute.routers.calibrate:Calibrated",
     "irt": "polyroute.routers.irt:IRT",
+    "novelty": "polyroute.routers.novelty:Novelty",
+    "contextual": "polyroute.routers.context:Contextual",
+    "diagonal": "polyroute.routers.diagonal:Diagonal",
+    "softmax-policy": "polyroute.routers.softmax_policy:SoftmaxPolicy",
 }
 
 

@@ -18,13 +18,17 @@ from polyroute.protocols import OnlineRouter, Router
 from polyroute.routers.calibrate import Calibrated
 from polyroute.routers.cluster import Cluster
 from polyroute.routers.constant import Constant
+from polyroute.routers.context import Contexts, Contextual
+from polyroute.routers.diagonal import Diagonal
 from polyroute.routers.knn import KNN
 from polyroute.routers.length import Length
 from polyroute.routers.linear import Linear
 from polyroute.routers.load import Load
 from polyroute.routers.mix import Mix, Together
+from polyroute.routers.novelty import Novelty
 from polyroute.routers.price import Price
 from polyroute.routers.running import RunningMean
+from polyroute.routers.softmax_policy import SoftmaxPolicy
 from polyroute.types import Candidate, Estimates, Outcomes
 from tests.routers.tables import renamed, toy
 
@@ -71,7 +75,12 @@ CASES = {
     "together": Case(lambda: Together([KNN(k=7), Price(), Load()]), ("quality", "cost", "latency")),
     "calibrated": Case(lambda: Calibrated(Linear(l2=1.0))),
     "calibrated by candidate": Case(lambda: Calibrated(KNN(k=7), by="candidate", kappa=10.0)),
+    "novelty": Case(Novelty, ("novelty",)),
     "irt": Case(irt, serves_unknown=True, saved_within=1e-6),
+    "contextual": Case(lambda: Contextual(Linear(kind="ridge", rank=None), Contexts())),
+    "diagonal": Case(Diagonal, serves_unknown=True, works_unfitted=True),
+    "diagonal of cost": Case(lambda: Diagonal("cost"), ("cost",), serves_unknown=True, works_unfitted=True),
+    "softmax policy": Case(lambda: SoftmaxPolicy(steps=30), ("preference",)),
 }  # fmt: skip
 
 
