@@ -189,3 +189,27 @@ def test_a_table_without_outcomes_cannot_be_fitted():
 def test_options_out_of_range_name_themselves(option, value):
     with pytest.raises(ConfigError, match=option):
         Linear(**{option: value})
+
+
+def test_replicas_of_a_ridge_merge_to_what_one_would_have_learned():
+    rng = np.random.default_rng(5)
+    x = rng.normal(size=(240, 6)).astype(np.float32)
+    y = np.where(rng.random((240, 4)) < 0.4, rng.random((240, 4)), np.nan)
+    table = table_of(x, y)
+    first, later = table.take(np.arange(80)).among(["m0", "m1", "m2"]), table.take(np.arange(80, 240))
+
+    def fresh():
+        return Linear(kind="ridge", l2=0.5, rank=None, prior=Constant("quality", 0.4, 0.3)).fit(first)
+
+    serial, one, other = fresh(), fresh(), fresh()
+    serial.update(later)
+    one.update(later.take(np.arange(50)))
+    other.update(later.take(np.arange(50, 160)).among(["m3", "m1", "m0", "m2"]))
+    one.merge(other, fresh())
+    found, expected = (r.predict(table.queries, table.pool)["quality"] for r in (one, serial))
+    np.testing.assert_allclose(found.mean, expected.mean, rtol=1e-7)
+    np.testing.assert_allclose(found.std, expected.std, rtol=1e-4)
+    with pytest.raises(ConfigError, match="only its statistics are sums"):
+        Linear(l2=1.0).fit(first).merge(Linear(l2=1.0).fit(first), fresh())
+    with pytest.raises(ConfigError, match="replicas of one fitted router"):
+        one.merge(Linear(kind="ridge", l2=2.0, rank=None).fit(first), fresh())

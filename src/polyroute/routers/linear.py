@@ -48,7 +48,8 @@ class Linear:
     (and all while there are fewer than twice as many queries). tokens: add prompt tokens, "linear" or "log".
     `update` equals fitting again on all rows for ridge (a rank-b update of the inverse Gram matrix; features stay as
     first fitted); for logistic it is online Laplace: the posterior so far is the prior of the new rows.
-    With a `prior` (fitted beforehand) the heads learn what it leaves over, and it serves candidates never seen.
+    With a `prior` (fitted beforehand) the heads learn what it leaves over, and it serves candidates never seen; then
+    `fit` also takes a table without any outcome, for a router that learns all it knows while serving.
     Source: LinUCB, Li et al. 2010 (arXiv:1003.0146) for ridge; Chapelle and Li 2011 for online Laplace.
     """
 
@@ -78,7 +79,9 @@ class Linear:
         y, seen = self._observed(outcomes)
         some = seen.any(axis=1)
         if not some.any():
-            raise OutcomesError(f"values[{self.metric!r}]: expected at least one outcome to fit a line, got none.")
+            if self.prior is None or not some.size or not outcomes.pool:
+                raise OutcomesError(f"values[{self.metric!r}]: expected at least one outcome to fit a line, got none.")
+            some[:] = True  # queries alone give the features; the prior answers until outcomes come
         x = unit_rows(embeddings(outcomes.queries))
         scale = self._tokens(outcomes.queries)
         rank = self.rank if self.rank is not None and some.sum() >= 2 * self.rank else None
@@ -100,6 +103,36 @@ class Linear:
         if self.features_ is None:
             raise NotFittedError(self)
         self._learn(outcomes, *self._observed(outcomes), fresh=False)
+
+    def merge(self, other: Linear, base: Linear) -> None:
+        """Take in what another replica learned since both were copies of `base`: as if it had been learned here.
+
+        Exact for ridge, whose Gram matrices and scores are sums; the features, the penalty and the prior must be the
+        same. Raises: ConfigError for logistic heads or other features; NotFittedError.
+        """
+        for replica in (self, other, base):
+            if replica.features_ is None:
+                raise NotFittedError(replica)
+            if replica.kind != "ridge":
+                raise ConfigError("kind", got=replica.kind, expected="'ridge': only its statistics are sums")
+            alike = all(np.array_equal(a, b) for a, b in zip(self.features_ or (), replica.features_, strict=True))
+            if not alike or (replica.metric, replica.l2) != (self.metric, self.l2):
+                raise ConfigError("features", got="another fit's", expected="replicas of one fitted router")
+        p = len(self.weight_)
+        self._open([Candidate(name) for name in other.column_], p)
+        start = np.diag(self._penalty(p))
+        posterior = self.posterior_[self.group_]
+        for name, j in self.column_.items():
+            precision = np.linalg.inv(posterior[j])
+            for replica, sign in ((other, 1.0), (base, -1.0)):
+                if (i := replica.column_.get(name)) is not None:
+                    precision += sign * (np.linalg.inv(replica.posterior_[replica.group_[i]]) - start)
+                    self.score_[:, j] += sign * replica.score_[:, i]
+                    self.sums_[:, j] += sign * replica.sums_[:, i]
+            posterior[j] = np.linalg.inv((precision + precision.T) / 2)
+            self.weight_[:, j] = posterior[j] @ self.score_[:, j]
+        self.posterior_, self.group_ = posterior, np.arange(len(self.column_))
+        self._heads.clear()
 
     def _observed(self, outcomes: Outcomes) -> tuple[Array, Array]:
         y, seen = observed(outcomes, self.metric)
