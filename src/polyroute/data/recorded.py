@@ -1,4 +1,4 @@
-"""Embeddings recorded with a data set: `embeddings.npy` and, in `queries.parquet`, each query's row in it."""
+"""What was recorded beside the outcomes: embeddings (`embeddings.npy`, `queries.parquet`) and answers."""
 
 from __future__ import annotations
 
@@ -51,4 +51,19 @@ def gather(path: Path, row: Array) -> Array:
         raise OutcomesError(f"{path}: expected [rows, d] with rows up to {np.nanmax(row):.0f}, got {stored.shape}.")
     found = np.full((len(row), stored.shape[1]), np.nan, dtype=np.float32)
     found[known] = stored[row[known].astype(np.int64)]
+    return found
+
+
+def recorded_answers(*paths: Path | str) -> dict[tuple[str, str], str]:
+    """(query id, model) -> text of the answer, from files such as outcomes/*_responses.parquet; nulls are left out.
+
+    Raises: OutcomesError where a file is missing, damaged or without the columns query_id, model and response.
+    """
+    found: dict[tuple[str, str], str] = {}
+    for path in paths:
+        columns = read_columns(path, ("query_id", "model", "response"))
+        query, model, answer = (columns.text(name) for name in ("query_id", "model", "response"))
+        for q, m, a in zip(query.codes, model.codes, answer.codes, strict=True):
+            if min(q, m, a) >= 0:
+                found[query.values[q], model.values[m]] = answer.values[a]
     return found

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import NamedTuple
 
 from polyroute.errors import NoCandidateError, OutcomesError, UnknownCandidateError, UnknownNameError
 from polyroute.protocols import Flow
@@ -30,9 +31,40 @@ def cascade(query: Query, ladder: Sequence[Candidate], accept: Callable[[Outcome
     return together(tried)
 
 
-def together(tried: Sequence[Outcome]) -> Outcome:
-    """The last outcome, with the metrics that add up summed over all. tried: one or more."""
-    last = tried[-1]
+class Judgement(NamedTuple):
+    """What is thought of the answers so far: which one is the likeliest, and whether it is worth asking on."""
+
+    keep: int = -1  # place in `tried` of the answer to give
+    ask: Candidate | None = None  # whom to ask next; None: the answer kept is accepted
+    because: str = ""
+
+
+Judge = Callable[[Query, Sequence[Outcome]], Judgement]
+
+
+def verified(query: Query, judge: Judge) -> Flow:
+    """Ask, judge what came, and accept an answer or ask somebody else, as long as the judge says so.
+
+    judge: sees all outcomes so far with their texts, none at first; see recipes/verified.py for a learned one. A
+    candidate is asked once. Returns the outcome of the answer kept, with cost, latency and tokens of all tries.
+    Raises: NoCandidateError if the judge asks nobody at all.
+    """
+    tried: list[Outcome] = []
+    asked: set[str] = set()
+    while True:
+        judgement = judge(query, tried)
+        if judgement.ask is None or judgement.ask.id in asked:
+            break
+        asked.add(judgement.ask.id)
+        tried.append((yield Decision(query.id, (judgement.ask.id,), because=judgement.because)))
+    if not tried:
+        raise NoCandidateError(query.id, {})
+    return together(tried, judgement.keep)
+
+
+def together(tried: Sequence[Outcome], keep: int = -1) -> Outcome:
+    """One outcome, with the metrics that add up summed over all. tried: one or more. keep: its place, else the last."""
+    last = tried[keep]
     sums = {
         name: sum(outcome.metrics.get(name, 0.0) for outcome in tried)
         for name in ADDS_UP
@@ -65,13 +97,13 @@ async def arun(flow: Flow, backend: Callable[[Decision], Awaitable[Outcome]]) ->
             return result
 
 
-def replay(flow: Flow, outcomes: Outcomes) -> Outcome:
+def replay(flow: Flow, outcomes: Outcomes, answers: Mapping[tuple[str, str], str] | None = None) -> Outcome:
     """`run` against a table: what the flow would have yielded. For many flows build `recorded(outcomes)` once."""
-    return run(flow, recorded(outcomes))
+    return run(flow, recorded(outcomes, answers))
 
 
-def recorded(outcomes: Outcomes) -> Callable[[Decision], Outcome]:
-    """A backend that looks outcomes up by query id and candidate id.
+def recorded(outcomes: Outcomes, answers: Mapping[tuple[str, str], str] | None = None) -> Callable[[Decision], Outcome]:
+    """A backend that looks outcomes up by query id and candidate id. answers: (query id, candidate id) -> text.
 
     It raises UnknownNameError or UnknownCandidateError for an id that is not in the table, and OutcomesError for a
     pair that was not observed or for a decision that mixes candidates, whose outcome no table holds.
@@ -96,6 +128,7 @@ def recorded(outcomes: Outcomes) -> Callable[[Decision], Outcome]:
                 f"query {decision.query_id!r}, candidate {candidate_id!r}: expected an observed outcome, got none. "
                 f"Replay flows on a full table, or on the candidates that were tried."
             )
-        return Outcome(decision, {name: float(values[i, j]) for name, values in outcomes.values.items()})
+        text = (answers or {}).get((decision.query_id, candidate_id), "")
+        return Outcome(decision, {name: float(values[i, j]) for name, values in outcomes.values.items()}, text)
 
     return backend
