@@ -39,6 +39,7 @@ ROUTERS: dict[str, str] = {
     "together": "polyroute.routers.mix:Together",
     "calibrated": "polyroute.routers.calibrate:Calibrated",
     "irt": "polyroute.routers.irt:IRT",
+    "incontext": "polyroute.routers.incontext:InContext",
     "novelty": "polyroute.routers.novelty:Novelty",
     "contextual": "polyroute.routers.context:Contextual",
     "diagonal": "polyroute.routers.diagonal:Diagonal",

@@ -20,6 +20,7 @@ from polyroute.routers.cluster import Cluster
 from polyroute.routers.constant import Constant
 from polyroute.routers.context import Contexts, Contextual
 from polyroute.routers.diagonal import Diagonal
+from polyroute.routers.incontext import InContext
 from polyroute.routers.knn import KNN
 from polyroute.routers.length import Length
 from polyroute.routers.linear import Linear
@@ -65,6 +66,9 @@ CASES = {
     "running": Case(
         RunningMean, ("output_tokens",), serves_unknown=True, works_unfitted=True, reads_embeddings=False
     ),
+    "running, keyed": Case(
+        lambda: RunningMean("quality", 0.5, keyed=True), serves_unknown=True, works_unfitted=True
+    ),
     "price": Case(Price, ("cost",), serves_unknown=True, works_unfitted=True, needs_metric=False),
     "load": Case(Load, ("latency",), serves_unknown=True, works_unfitted=True, needs_metric=False),
     "constant": Case(
@@ -77,6 +81,7 @@ CASES = {
     "calibrated by candidate": Case(lambda: Calibrated(KNN(k=7), by="candidate", kappa=10.0)),
     "novelty": Case(Novelty, ("novelty",)),
     "irt": Case(irt, serves_unknown=True, saved_within=1e-6),
+    "in context": Case(InContext, serves_unknown=True),
     "contextual": Case(lambda: Contextual(Linear(kind="ridge", rank=None), Contexts())),
     "diagonal": Case(Diagonal, serves_unknown=True, works_unfitted=True),
     "diagonal of cost": Case(lambda: Diagonal("cost"), ("cost",), serves_unknown=True, works_unfitted=True),
