@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from polyroute.constraints import fits_context, healthy, in_region, offers_needs, only
+from polyroute.constraints import familiar, fits_context, healthy, in_region, offers_needs, only, where
 from polyroute.decide import name_of
 from polyroute.errors import ConfigError
-from polyroute.types import Candidate, Profile, Query
+from polyroute.types import Candidate, Estimate, Profile, Query
 
 POOL = [
     Candidate("small", profile=Profile(context=1000, region="eu")),
@@ -54,8 +54,15 @@ def test_health_is_read_at_each_call():
 
 
 def test_names_are_what_a_person_reads():
-    constraints = [offers_needs, fits_context, in_region({"us", "eu"}), healthy(()), only(())]
-    assert [name_of(c) for c in constraints] == ["offers_needs", "fits_context", "in_region(eu, us)", "healthy", "only"]
+    constraints = [offers_needs, fits_context, in_region({"us", "eu"}), healthy(()), only(()), where("pii", bool, ())]
+    assert [name_of(c) for c in constraints] == [
+        "offers_needs",
+        "fits_context",
+        "in_region(eu, us)",
+        "healthy",
+        "only",
+        "pii",
+    ]
 
 
 @pytest.mark.parametrize("build", [in_region, healthy, only])
@@ -66,3 +73,24 @@ def test_a_bare_text_is_not_a_set_of_names(build):
 
 def test_a_query_without_needs_passes_a_candidate_that_offers_nothing():
     assert np.array_equal(offers_needs([Query("a")], POOL), [[True, True, True]])
+
+
+def test_flagged_queries_go_where_the_guard_says_and_others_anywhere():
+    ids = {POOL[1].id}
+    constraint = where("pii", lambda query: query.id == "flagged", ids)
+    queries = [Query("flagged"), Query("plain")]
+    assert constraint(queries, POOL).tolist() == [[False, True, False], [True, True, True]]
+    assert not where("pii", lambda query: True, ())(queries, POOL).any()
+    with pytest.raises(ConfigError, match="ids: expected a set of names"):
+        where("pii", bool, "cheap")
+
+
+class Foreign:
+    def predict(self, queries, pool):
+        return {"novelty": Estimate(np.array([[0.2, 1.0, 1.1]]).repeat(len(queries), axis=0))}
+
+
+def test_a_candidate_to_whom_a_query_is_foreign_is_ruled_out():
+    assert familiar(Foreign())([Query("a"), Query("b")], POOL).tolist() == [[True, True, False]] * 2
+    assert familiar(Foreign(), most=0.5)([Query("a")], POOL).tolist() == [[True, False, False]]
+    assert name_of(familiar(Foreign())) == "familiar"

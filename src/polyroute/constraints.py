@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Sequence
 import numpy as np
 
 from polyroute.errors import ConfigError
-from polyroute.protocols import Constraint
+from polyroute.protocols import Constraint, Router
 from polyroute.types import Array, Candidate, Query
 
 
@@ -50,6 +50,36 @@ def only(ids: Collection[str]) -> Constraint:
     """These candidate ids and no others."""
     _refuse_text("ids", ids)
     return _of_candidate("only", lambda c: c.id in ids)
+
+
+def familiar(router: Router, most: float = 1.0) -> Constraint:
+    """Candidates to whom a query is foreign are ruled out. router: estimates `novelty`, as routers/novelty.py does.
+
+    most: the largest novelty that passes; 1 is the edge the router was fitted to. A query foreign to everyone leaves
+    nobody: decide() raises NoCandidateError, which is the refusal.
+    """
+
+    def constraint(queries: Sequence[Query], pool: Sequence[Candidate]) -> Array:
+        return np.asarray(router.predict(queries, pool)["novelty"].mean <= most)
+
+    constraint.__name__ = constraint.__qualname__ = "familiar"
+    return constraint
+
+
+def where(name: str, flagged: Callable[[Query], bool], ids: Collection[str]) -> Constraint:
+    """Queries that a guard flags may go to these candidates only; all others anywhere. name: what a person reads.
+
+    flagged: asked once for each query, as in `lambda query: bool(find_pii(query.text))`. No ids: nobody may serve them.
+    """
+    _refuse_text("ids", ids)
+
+    def constraint(queries: Sequence[Query], pool: Sequence[Candidate]) -> Array:
+        among = np.array([candidate.id in ids for candidate in pool], dtype=bool)
+        marked = np.array([flagged(query) for query in queries], dtype=bool)
+        return among[None] | ~marked[:, None]
+
+    constraint.__name__ = constraint.__qualname__ = name
+    return constraint
 
 
 def _refuse_text(argument: str, values: Collection[str]) -> None:
