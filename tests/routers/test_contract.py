@@ -15,13 +15,17 @@ import pytest
 from polyroute import artefact
 from polyroute.errors import EmbeddingError, NotFittedError, OutcomesError, ShapeError, UnknownCandidateError
 from polyroute.protocols import OnlineRouter, Router
+from polyroute.routers.bradley_terry import BradleyTerry, Elo
 from polyroute.routers.calibrate import Calibrated
+from polyroute.routers.cascade import Cascade
 from polyroute.routers.cluster import Cluster
+from polyroute.routers.conformal import Conformal
 from polyroute.routers.constant import Constant
 from polyroute.routers.context import Contexts, Contextual
 from polyroute.routers.diagonal import Diagonal
 from polyroute.routers.incontext import InContext
 from polyroute.routers.knn import KNN
+from polyroute.routers.latency import Latency
 from polyroute.routers.length import Length
 from polyroute.routers.linear import Linear
 from polyroute.routers.load import Load
@@ -71,6 +75,7 @@ CASES = {
     ),
     "price": Case(Price, ("cost",), serves_unknown=True, works_unfitted=True, needs_metric=False),
     "load": Case(Load, ("latency",), serves_unknown=True, works_unfitted=True, needs_metric=False),
+    "latency": Case(Latency, ("latency",), serves_unknown=True, works_unfitted=True, needs_metric=False),
     "constant": Case(
         lambda: Constant("quality", 0.5, 0.1),
         serves_unknown=True, works_unfitted=True, needs_metric=False, reads_embeddings=False,
@@ -80,12 +85,17 @@ CASES = {
     "calibrated": Case(lambda: Calibrated(Linear(l2=1.0))),
     "calibrated by candidate": Case(lambda: Calibrated(KNN(k=7), by="candidate", kappa=10.0)),
     "novelty": Case(Novelty, ("novelty",)),
+    "bradley-terry": Case(lambda: BradleyTerry(100.0)),
+    "bradley-terry with a prior": Case(lambda: BradleyTerry(100.0, prior=GUESS), serves_unknown=True),
+    "conformal": Case(lambda: Conformal(Linear("cost", tokens="linear")), ("cost",)),
+    "elo": Case(Elo, serves_unknown=True, works_unfitted=True, reads_embeddings=False),
     "irt": Case(irt, serves_unknown=True, saved_within=1e-6),
     "in context": Case(InContext, serves_unknown=True),
     "contextual": Case(lambda: Contextual(Linear(kind="ridge", rank=None), Contexts())),
     "diagonal": Case(Diagonal, serves_unknown=True, works_unfitted=True),
     "diagonal of cost": Case(lambda: Diagonal("cost"), ("cost",), serves_unknown=True, works_unfitted=True),
     "softmax policy": Case(lambda: SoftmaxPolicy(steps=30), ("preference",)),
+    "cascade, no answers": Case(lambda: Cascade(KNN(k=7), Linear("cost")), ("quality", "cost")),
 }  # fmt: skip
 
 
