@@ -65,7 +65,7 @@ class RunningMean:
                 samples = y[seen[:, i] & (key == k), i]
                 weight = keep ** np.arange(len(samples) - 1, -1, -1)
                 faded = self.sums_[:, k, j] * keep ** len(samples)
-                self.sums_[:, k, j] = [*faded, weight @ samples, weight.sum()]
+                self.sums_[:, k, j] = faded + np.array([weight @ samples, weight.sum()])
         self._means.clear()
 
     def _keys(self, queries: Sequence[Query]) -> tuple[Array, int]:
