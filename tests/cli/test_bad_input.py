@@ -180,6 +180,52 @@ def test_models_the_router_never_saw_are_left_out_by_name(call, write):
     assert "expected at least 2 of the router's models (m0, m1), got 0" in told
 
 
+def listed(tmp_path: Path, *models: dict[str, Any]) -> Path:
+    (tmp_path / "pool.json").write_text(json.dumps({"models": models}))
+    return tmp_path / "pool.json"
+
+
+def test_models_never_seen_are_served_from_profiles_or_named(call, write, tmp_path):
+    table = write(rows_of())
+    pool = listed(tmp_path, {"name": "m1", "price_in": 1, "price_out": 1},
+                  {"name": "able", "price_in": 30, "price_out": 60, "ability": {"general": 3.0}},
+                  {"name": "dull", "price_in": 0.01, "price_out": 0.01, "ability": {"general": -3.0}})  # fmt: skip
+    assert call("fit", table, "-o", "r.npz")[0] == 0
+    code, told, _ = call("predict", "r.npz", table, "--models", pool, "-o", "p.parquet")
+    assert code == 2
+    assert "No estimate for 'able', 'dull': expected candidates seen in fit (m0, m1, m2)" in told
+    assert "give the router a prior that reads profiles" in told
+    assert call("fit", table, "--prior", "default", "-o", "r.npz")[0] == 0
+    code, told, _ = call("predict", "r.npz", table, "--models", pool, "-o", "p.parquet")
+    assert code == 0, told
+    chosen = {t: {row["model"] for row in pq.read_table("p.parquet").to_pylist() if row["trade_off"] == t}
+              for t in (0.0, np.inf)}  # fmt: skip
+    assert "able" in chosen[0.0]
+    assert "dull" not in chosen[0.0]
+    assert chosen[np.inf] == {"dull"}
+    only = listed(tmp_path, {"name": "m2"}, {"name": "m0"})
+    assert call("predict", "r.npz", table, "--models", only, "-o", "p.parquet")[0] == 0
+    assert {row["model"] for row in pq.read_table("p.parquet").to_pylist()} == {"m0", "m2"}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "expected a readable JSON file"),
+        ('{"models": []}', "expected at least one model in the list `models`, got none"),
+        ('{"models": [{"name": "x", "price_in": "free"}]}', "model 'x': expected price_in of 0 or more, got 'free'"),
+        ('{"models": [{"name": "x", "ability": 3}]}', "model 'x': expected ability as an object of skill: logit"),
+    ],
+)
+def test_a_pool_that_is_none_is_named(call, write, tmp_path, content, message):
+    table = write(rows_of())
+    assert call("fit", table, "-o", "r.npz")[0] == 0
+    (tmp_path / "pool.json").write_text(content)
+    code, told, _ = call("predict", "r.npz", table, "--models", "pool.json", "-o", "p.parquet")
+    assert code == 2
+    assert message in told
+
+
 @pytest.mark.parametrize("text", ["", None])
 def test_queries_without_a_text_are_left_out_of_fit_and_named_by_predict(call, write, text):
     rows = rows_of()

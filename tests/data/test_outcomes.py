@@ -114,7 +114,7 @@ def test_a_score_off_by_single_precision_is_clipped(write):
         ({"split": ["train", "test", "test", "test"]},
          r"column 'split', row 1: expected 'train' as in row 0 of the same query_id 'a', got 'test'"),
         ({"query": ["one", "other", "two", "two"]}, r"column 'query', row 1"),
-        ({"group_id": ["g1"] * 4}, r"1 in several \('g1' in test, train\)"),
+        ({"group_id": ["g1"] * 4}, r"1 in several \('g1': 'a' in train, 'b' in test\)"),
     ],
 )  # fmt: skip
 def test_a_fault_is_named_with_its_place(write, columns, message):

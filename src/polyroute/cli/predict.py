@@ -15,21 +15,28 @@ import numpy as np
 from polyroute.artefact import Artefact, load
 from polyroute.cli.progress import Steps
 from polyroute.cli.tables import counted, vectors, writable
+from polyroute.data.prices import models_of
 from polyroute.data.queries import load_queries
-from polyroute.errors import MissingExtraError, OutcomesError, UnknownNameError
+from polyroute.errors import MissingExtraError, OutcomesError, UnknownCandidateError, UnknownNameError
 from polyroute.offline.frontier import TRADE_OFFS, choose
+from polyroute.protocols import Router
 from polyroute.routers.length import Length
+from polyroute.routers.mix import Together
 from polyroute.routers.price import Price
-from polyroute.types import Array, Estimates, Query
+from polyroute.types import Array, Candidate, Estimate, Estimates, Query
 
 EXAMPLE = """examples:
   polyroute predict r.npz queries.parquet -o choices.parquet
   polyroute predict r.npz queries.parquet --weights quality=1,cost=-150 -o choices.parquet
+  polyroute predict r.npz queries.parquet --models models.json -o choices.parquet
 
 The input needs query_id and query (or prompt); input_tokens is used where there is one. The output has a row per query
 and trade-off: query_id, trade_off, model. At a trade-off t the model is the best in quality - t * cost / reference,
 with the reference in the last line; `inf` is the model of lowest estimated cost. With --weights there is one row per
-query, its trade_off the one the weights amount to."""
+query, its trade_off the one the weights amount to. --models names the pool to choose from: an object with a list
+`models` of name, price_in, price_out (USD per million tokens) and, if you have them, ability, context, tokens_per_s. It
+may leave out models the router knows and list others, if the router serves them from their profiles, as with
+polyroute fit --prior default."""
 BATCH = 1024  # queries estimated at once
 
 
@@ -46,6 +53,8 @@ def add(commands: Any) -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.parquet", help="file to write")
     parser.add_argument("--weights", type=weights_of, metavar="quality=1,cost=-150",
                         help="utility per unit of each metric, instead of many trade-offs")  # fmt: skip
+    parser.add_argument("--models", type=Path, metavar="MODELS.json",
+                        help="choose among these instead of the models it was fitted on")  # fmt: skip
     parser.set_defaults(run=run)
 
 
@@ -68,7 +77,8 @@ def run(args: argparse.Namespace) -> int:
     artefact = load(args.router)
     queries = counted(load_queries(args.queries))
     queries = with_vectors(queries, artefact.features, args.queries)
-    estimates = estimated(artefact, queries)
+    pool = artefact.pool if args.models is None else models_of(args.models)
+    estimates = estimated(artefact.router, queries, pool)
     reference = reference_of(artefact, estimates)
     if args.weights is None:
         trade_offs: Sequence[float] = TRADE_OFFS
@@ -77,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
         trade_offs = [-args.weights.get("cost", 0.0) * reference / args.weights.get("quality", 1.0)
                       if args.weights.get("quality", 1.0) else math.inf]  # fmt: skip
         choices = weighed(estimates, args.weights).argmax(axis=1)[None]
-    write(args.output, queries, trade_offs, choices, [candidate.id for candidate in artefact.pool])
+    write(args.output, queries, trade_offs, choices, [candidate.id for candidate in pool])
     print(f"wrote {args.output}: {len(queries):,} queries at {len(trade_offs)} trade-offs")
     print(json.dumps({
         "command": "predict", "router": str(args.router), "fingerprint": artefact.fingerprint,
@@ -99,20 +109,39 @@ def with_vectors(queries: Sequence[Query], features: str, table: Path) -> list[Q
     return [replace(query, embedding=row) for query, row in zip(queries, rows, strict=True)]
 
 
-def estimated(artefact: Artefact, queries: Sequence[Query]) -> dict[str, Array]:
-    """Metric -> [n, m] expected for the router's own pool; cost from list prices where the router learned none."""
+def estimated(router: Router, queries: Sequence[Query], pool: Sequence[Candidate]) -> dict[str, Array]:
+    """Metric -> [n, m] expected; cost from list prices where the router learned none."""
     found: dict[str, list[Array]] = {}
-    price = Price(Length())
     with Steps("estimating", len(queries)) as steps:
         for start in range(0, len(queries), BATCH):
             batch = queries[start : start + BATCH]
-            estimates: Estimates = artefact.router.predict(batch, artefact.pool)
+            members = router.routers if isinstance(router, Together) else [router]
+            estimates: Estimates = {}
+            for member in members:
+                estimates = {**estimates, **with_newcomers(member, batch, pool)}
             if "cost" not in estimates:
-                estimates = {**estimates, **price.predict(batch, artefact.pool)}
+                estimates = {**estimates, **Price(Length()).predict(batch, pool)}
             for metric, estimate in estimates.items():
                 found.setdefault(metric, []).append(estimate.mean)
             steps.at(start + len(batch))
     return {metric: np.concatenate(parts) for metric, parts in found.items()}
+
+
+def with_newcomers(router: Router, queries: Sequence[Query], pool: Sequence[Candidate]) -> Estimates:
+    """A router's estimates; costs of models it never saw are those of their list prices.
+
+    Raises: UnknownCandidateError where another metric than cost is asked of a model that nothing is known of.
+    """
+    try:
+        return router.predict(queries, pool)
+    except UnknownCandidateError as unknown:
+        known = [j for j, candidate in enumerate(pool) if candidate.id not in unknown.missing]
+        learned = router.predict(queries, [pool[j] for j in known])
+        if set(learned) != {"cost"}:
+            raise
+        cost = Price(Length()).predict(queries, pool)["cost"].mean
+        cost[:, known] = learned["cost"].mean
+        return {"cost": Estimate(cost)}
 
 
 def reference_of(artefact: Artefact, estimates: Mapping[str, Array]) -> float:

@@ -47,7 +47,7 @@ def load_outcomes(path: Path | str, *, allow_shared_groups: bool = False, any_co
         if column in columns
     }
     if not allow_shared_groups and {"group", "split"} <= labels.keys():
-        refuse_shared_groups(columns, labels["group"], labels["split"])
+        refuse_shared_groups(columns, ids, labels["group"], labels["split"])
     texts = same_throughout(columns, text_column, i, first, ids)
     text = same_text(texts)
     if not allow_shared_groups and "split" in labels:
@@ -105,13 +105,16 @@ def same_throughout(columns: Columns, name: str, i: Array, first: Array, ids: li
     return texts
 
 
-def refuse_shared_groups(columns: Columns, groups: Array, splits: Array) -> None:
+def refuse_shared_groups(columns: Columns, ids: list[str], groups: Array, splits: Array) -> None:
     """Raise where near-duplicates stand on both sides of a split: a router would be tested on what it learned."""
     pairs = np.unique(np.stack([groups, splits]), axis=1)
     names, count = np.unique(pairs[0], return_counts=True)
     leaks = [name for name in names[count > 1] if name]
     if leaks:
-        shown = "; ".join(f"{str(name)!r} in {', '.join(pairs[1][pairs[0] == name])}" for name in leaks[:5])
+        shown = "; ".join(
+            f"{str(name)!r}: " + ", ".join(f"{ids[q]!r} in {splits[q]}" for q in np.flatnonzero(groups == name)[:4])
+            for name in leaks[:5]
+        )
         raise columns.error(
             f"column 'group_id': expected each group in one split, got {len(leaks)} in several ({shown})",
             "Move each group to one split, or accept the leak with allow_shared_groups (--allow-shared-groups).",

@@ -10,6 +10,18 @@ from typing import Any
 from polyroute.errors import OutcomesError
 from polyroute.types import Candidate, Profile
 
+STATED = ("context", "ability_std", "tokens_per_s", "first_token_s", "region")  # fields of a profile taken as they are
+
+
+def models_of(path: Path) -> list[Candidate]:
+    """The candidates a models.json lists, each once, with what it says of them. Raises: OutcomesError for none."""
+    found: dict[str, Candidate] = {}
+    for name, _, known in read_models(path):
+        found.setdefault(name, Candidate(name, profile=known))
+    if not found:
+        raise OutcomesError(f"{path}: expected at least one model in the list `models`, got none.")
+    return list(found.values())
+
 
 def pool_of(names: Sequence[str], table: Path) -> list[Candidate]:
     """Candidates in the order given, with prices from `models.json` where it lists them and zero elsewhere.
@@ -45,7 +57,7 @@ def read_models(path: Path) -> list[tuple[str, str, Profile]]:
 
 
 def profile(path: Path, entry: Mapping[str, Any], cny_per_usd: float | None) -> Profile:
-    """Prices of one entry in USD per million tokens; yuan are converted at the rate the file states."""
+    """One entry: prices in USD per million tokens (yuan at the rate the file states), abilities, speed, context."""
     rate = 1.0
     if "price_in_usd" not in entry and entry.get("currency", "USD") != "USD":
         if entry["currency"] != "CNY" or not cny_per_usd:
@@ -60,4 +72,10 @@ def profile(path: Path, entry: Mapping[str, Any], cny_per_usd: float | None) -> 
         if not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
             raise OutcomesError(f"{path}: model {entry.get('name')!r}: expected {key} of 0 or more, got {value!r}.")
         prices.append(value / rate)
-    return Profile(price_in=prices[0], price_out=prices[1], context=entry.get("context"))
+    ability = entry.get("ability") or {}
+    if not isinstance(ability, Mapping) or not all(isinstance(logit, (int, float)) for logit in ability.values()):
+        raise OutcomesError(
+            f"{path}: model {entry.get('name')!r}: expected ability as an object of skill: logit, got {ability!r:.60}."
+        )
+    known = {key: entry[key] for key in STATED if entry.get(key) is not None}
+    return Profile(price_in=prices[0], price_out=prices[1], ability=dict(ability), **known)

@@ -27,6 +27,7 @@ class Compared(NamedTuple):
     difference: Mapping[str, Difference]  # name of another curve -> AIQ of this one minus the other's
     cost: Array  # [p] mean cost of the operating points, USD
     quality: Array  # [p] mean quality
+    samples: Array  # [1 + b] AIQ: as it is, then of each resample
 
 
 class Difference(NamedTuple):
@@ -75,6 +76,7 @@ def compare(curves: Sequence[Curve], outcomes: Outcomes, counts: Array, against:
             {name: difference(found[curve.name][:, 0], found[name][:, 0]) for name in against if name != curve.name},
             cost[0],
             quality[0],
+            found[curve.name][:, 0],
         )
         for curve, (cost, quality) in zip(curves, points, strict=True)
     ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,11 +10,12 @@ import numpy as np
 
 from polyroute.errors import ConfigError, MissingExtraError
 from polyroute.offline.compare import Compared, hull_band
-from polyroute.offline.frontier import Curve, hull_of, one_price, scale_of
+from polyroute.offline.frontier import Curve, Hull, hull_of, one_price, scale_of
 from polyroute.types import Array, Outcomes
 
-ROUTER, MODEL = "#0b5cad", "#333333"
+ROUTER, MODEL, OTHER = "#0b5cad", "#333333", "#c9c9c9"
 STYLES = {  # baseline -> colour, dashes; those that are one point are rings around a model
+    "plain kNN": ("#d1740f", (0, (3, 1, 1, 1))),
     "shrunk kNN": ("#d1740f", (0, (3, 1, 1, 1))),
     "random mix": ("#8a8a8a", (0, (5, 2))),
     "data-set oracle": ("#5a9e3c", (0, (6, 2, 1, 2))),
@@ -60,13 +61,14 @@ def plot_frontier(
     low, high = hull_band(curves[0], outcomes, counts, grid / PER_QUERIES)
     axes.fill_between(grid, low, high, color=ROUTER, alpha=0.13, linewidth=0, label=f"95 % interval of {rows[0].name}")
     named = {row.name: f"{row.name} ({'quality' if one_price(scale) else 'AIQ'} {row.summary.aiq:.3f})" for row in rows}
-    lines = [draw_hull(axes, rows[0], grid, label=named[rows[0].name], color=ROUTER, linewidth=2.2, zorder=4)]
+    lines = [draw_hull(axes, hull_at(rows[0]), grid, label=named[rows[0].name], color=ROUTER, linewidth=2.2, zorder=4)]
     axes.plot(PER_QUERIES * rows[0].cost, rows[0].quality, "o", color=ROUTER, markersize=3, alpha=0.55, zorder=4,
               label=f"{rows[0].name}, one trade-off each")  # fmt: skip
     for row in rows[1:]:
         if row.name in STYLES:
             colour, dashes = STYLES[row.name]
-            lines.append(draw_hull(axes, row, grid, label=named[row.name], color=colour, linestyle=dashes, zorder=3))
+            style: dict[str, Any] = {"color": colour, "linestyle": dashes, "label": named[row.name], "zorder": 3}
+            lines.append(draw_hull(axes, hull_at(row), grid, **style))
         elif row.name in RINGS:
             axes.plot(PER_QUERIES * row.cost, row.quality, "o", color=RINGS[row.name], markersize=11, zorder=4,
                       fillstyle="none", label=named[row.name])  # fmt: skip
@@ -79,6 +81,46 @@ def plot_frontier(
         figure.savefig(png)
         figure.savefig(svg, metadata={"Date": None})
     return Drawn(png, svg)
+
+
+def plot_frontiers(path: Path | str, rows: Sequence[Mapping[str, Any]], models: Mapping[str, Any], title: str) -> Path:
+    """Hulls of many routers as one SVG: those of STYLES and `marked` ones in colour, the others thin and grey.
+
+    rows: name, aiq, cost [p] (USD), quality [p] each; a row with `marked` is drawn as the router. models: ids in
+    `models`, their means in `cost` and `quality`. Raises: MissingExtraError without matplotlib.
+    """
+    try:
+        import matplotlib
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise MissingExtraError("matplotlib", "plot") from None
+    figure = Figure(figsize=(9.2, 5.8), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    cost, quality = PER_QUERIES * np.array(models["cost"]), np.array(models["quality"])
+    scale = scale_of(quality, cost)
+    grid, lines, heights = costs_between(scale.low, scale.high), [], [quality]
+    others = "other routers"
+    for row in sorted(rows, key=lambda row: bool(row.get("marked"))):
+        style: dict[str, Any] = {"color": OTHER, "linewidth": 0.8, "label": others}
+        if row.get("marked") or row["name"] in STYLES:
+            colour, dashes = STYLES.get(row["name"], (ROUTER, "-"))
+            label = f"{row['name']} ({'quality' if one_price(scale) else 'AIQ'} {row['aiq']:.3f})"
+            style = {"color": colour, "linestyle": dashes, "label": label, "zorder": 3}
+            style["linewidth"] = 2.2 if row.get("marked") else 1.4
+        else:
+            others = "_nolegend_"  # one entry stands for all
+        hull = hull_of(PER_QUERIES * np.array(row["cost"]), np.array(row["quality"]))
+        lines.append(draw_hull(axes, hull, grid, **style))
+        heights.append(lines[-1][:, 1])
+    axes.plot(cost, quality, "D", color=MODEL, markersize=5, zorder=5, label="single models")
+    frame(axes, grid, [height for height in heights if len(height)], title)
+    label_points(axes, cost, quality, [short(name) for name in models["models"]], lines)
+    path = Path(path)
+    with matplotlib.rc_context(SVG_STYLE):
+        figure.savefig(path, format="svg", metadata={"Date": None})
+    return path
 
 
 def costs_between(low: float, high: float) -> Array:
@@ -96,14 +138,18 @@ def targets(path: Path | str) -> Drawn:
     return Drawn(path.with_suffix(".png"), path.with_suffix(".svg"))
 
 
-def draw_hull(axes: Any, row: Compared, grid: Array, **style: Any) -> Array:
+def draw_hull(axes: Any, hull: Hull, grid: Array, **style: Any) -> Array:
     """One hull, as far as its points and the grid of costs reach. Returns the line [v, 2]."""
-    hull = hull_of(PER_QUERIES * row.cost, row.quality)
     x = np.union1d(grid, hull.cost)
     x = x[(x >= hull.cost[0]) & (x <= grid[-1])]
     y = np.interp(x, hull.cost, hull.quality)
     axes.plot(x, y, **style)
     return np.column_stack([x, y])
+
+
+def hull_at(row: Compared) -> Hull:
+    """The hull with costs as they are shown."""
+    return hull_of(PER_QUERIES * row.cost, row.quality)
 
 
 def frame(axes: Any, grid: Array, heights: Sequence[Array], title: str) -> None:

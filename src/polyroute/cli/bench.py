@@ -1,0 +1,307 @@
+"""polyroute bench: every router on every table by one protocol, and the page that says what came of it."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from polyroute.artefact import ROUTERS, resolve_router
+from polyroute.cli.fit import made_with
+from polyroute.cli.progress import Steps, say
+from polyroute.cli.tables import FEATURES, answered, counted, embedded
+from polyroute.data.outcomes import load_outcomes
+from polyroute.data.recorded import recorded_answers
+from polyroute.data.synthetic import synthetic_outcomes
+from polyroute.errors import ConfigError, PolyrouteError, UnknownNameError
+from polyroute.offline.benchmark import (
+    PLAIN_KNN,
+    PROTOCOL,
+    Ground,
+    Record,
+    about,
+    bench_baselines,
+    bench_router,
+    ground,
+    plain_knn,
+    record_of,
+)
+from polyroute.offline.choose import FAMILIES, QUALITY_ROUTERS, Chosen, best, families_of, quality_router, try_settings
+from polyroute.offline.results import CASCADE, DEFAULT, Section, page
+from polyroute.proofs.tables import data_folder
+from polyroute.protocols import Router
+from polyroute.recipes.verified import verified_cascade_curve, with_answers
+from polyroute.types import Outcomes
+
+EXAMPLE = """examples:
+  polyroute bench request --resume
+  polyroute bench request --tables routerbench --routers knn linear default -o /tmp/request.md
+
+The tables are those of outcomes/ in the folder that POLYROUTE_DATA names. Every table and router leaves a record in
+the cache folder; with --resume, records made by the same code from the same table are used again."""
+BASELINES = "baselines"
+FEWEST = 50  # test queries with recorded answers below which a cascade is not judged
+
+
+class Wanted(NamedTuple):
+    """What one run covers."""
+
+    tables: list[Path]
+    features: list[str]
+    routers: list[str]
+    skipped: dict[str, str]  # router -> why it is not covered
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser(
+        "bench",
+        help="every router on every table, and the page of results",
+        description="Measure every router on every public table by one protocol and write the page of results.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("scale", choices=("request",), help="what is routed")
+    parser.add_argument("--tables", nargs="+", metavar="NAME", help="default: all of outcomes/")
+    parser.add_argument("--routers", nargs="+", metavar="NAME", help="default: all that predict quality")
+    parser.add_argument("--features", nargs="+", default=["static-1"], choices=FEATURES, help="default: static-1")
+    parser.add_argument("--resume", action="store_true", help="use the records of earlier runs where they still hold")
+    parser.add_argument("--cache", type=Path, default=Path(".polyroute/bench"), metavar="FOLDER",
+                        help="where records go (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--resamples", type=int, default=500, help="of the bootstrap (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: %(default)s)")
+    parser.add_argument("-o", "--output", type=Path, default=Path("docs/results/request.md"), metavar="PAGE.md",
+                        help="page to write, plots beside it (default: %(default)s)")  # fmt: skip
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.output.suffix != ".md":
+        raise ConfigError("--output", got=str(args.output), expected="a file name ending in .md")
+    wanted = what_is_wanted(args)
+    args.cache.mkdir(parents=True, exist_ok=True)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    sections = []
+    for table in wanted.tables:
+        for features in wanted.features:
+            records = bench_table(table, features, wanted.routers, args)
+            sections.append(section(table.stem, features, records, args.output))
+            if answers_of(table):
+                names = [name for name in (DEFAULT, CASCADE) if name in (*wanted.routers, CASCADE)]
+                if records := bench_table(table, features, names, args, answers=True):
+                    sections.append(section(f"{table.stem}-answers", features, records, args.output))
+    command = " ".join(["polyroute bench request", *options(args)])
+    text = page(sections, command=command, skipped=wanted.skipped, made_with=made_with())
+    args.output.write_text(text, encoding="utf-8")
+    print(f"wrote {args.output}")
+    print(json.dumps({
+        "command": "bench", "output": str(args.output), "skipped": wanted.skipped, "made_with": made_with(),
+        "tables": [{"table": one.table, "features": one.features,
+                    "aiq": {row["name"]: round(row["aiq"], 4) for row in one.rows}} for one in sections],
+    }))  # fmt: skip
+    return 0
+
+
+def options(args: argparse.Namespace) -> list[str]:
+    """The options that change what is measured, as given."""
+    given = []
+    for name, default in (("tables", None), ("routers", None), ("features", ["static-1"])):
+        if getattr(args, name) != default:
+            given += [f"--{name}", *getattr(args, name)]
+    return given
+
+
+def what_is_wanted(args: argparse.Namespace) -> Wanted:
+    """Tables and routers by name. Raises: UnknownNameError."""
+    folder = data_folder() / "outcomes"
+    known = {path.stem: path for path in sorted(folder.glob("*.parquet")) if not path.stem.endswith("_responses")}
+    for name in args.tables or ():
+        if name not in known:
+            raise UnknownNameError("table", name, known)
+    names = sorted({*ROUTERS, *QUALITY_ROUTERS}) if args.routers is None else args.routers
+    skipped = {name: why for name in names if (why := unfit(name))}
+    for name, why in skipped.items():
+        say(f"left out: {name}: {why}")
+    routers = [name for name in names if name not in skipped]
+    return Wanted([known[name] for name in args.tables or known], args.features, routers, skipped)
+
+
+def unfit(name: str) -> str:
+    """Why a router cannot take part, found out on a toy table; empty where it can."""
+    if name in QUALITY_ROUTERS:
+        return ""
+    table = synthetic_outcomes(60, 2, rng=np.random.default_rng(0)).outcomes
+    try:
+        router = resolve_router(name)()
+    except TypeError as problem:
+        return f"has no defaults ({problem})"
+    try:
+        estimates = router.fit(table).predict(table.queries[:2], table.pool)
+    except PolyrouteError as problem:
+        return f"cannot learn from a table of outcomes ({problem})"
+    return "" if "quality" in estimates else f"predicts {', '.join(estimates) or 'nothing'}, not quality"
+
+
+def bench_table(
+    table: Path, features: str, routers: Sequence[str], args: argparse.Namespace, *, answers: bool = False
+) -> dict[str, Record]:
+    """Name -> record of each router and of the baselines, on one table with one featuriser.
+
+    answers: only the queries to which every model's answer was recorded; nothing where they are too few to judge by.
+    """
+    read_from = [table, *(answers_of(table) if answers else ())]
+    content = hashlib.sha256(b"".join(path.read_bytes() for path in read_from)).hexdigest()[:16]
+    names = [BASELINES, PLAIN_KNN, *routers]
+    label = f"{table.stem}-answers" if answers else table.stem
+    records: dict[str, Record] = {}
+    made: Ground | None = None
+    chosen: Chosen = {}
+    with Steps(f"{label}, {features}", len(names)) as steps:
+        for done, name in enumerate(names):
+            steps.at(done, name)
+            path = args.cache / f"{label}.{features}.{name.replace(' ', '-').replace(':', '-')}.json"
+            mark = mark_of(name, content, features, args)
+            known = read(path, mark) if args.resume else None
+            if known is None:
+                if made is None and (made := ready(table, features, args, answers=answers)) is None:
+                    return {}
+                if name == CASCADE:
+                    known = {"mark": mark, **cascade_record(made, recorded_answers(*answers_of(table)))}
+                else:
+                    known = {"mark": mark, **measured(name, made, chosen)}
+                write(path, known)
+                if "aiq" in known:
+                    say(f"{label}, {features}: {name} {known['aiq']:.4f}")
+            records[name] = known
+    return records
+
+
+def answers_of(table: Path) -> list[Path]:
+    """The files that hold the texts of a table's answers."""
+    return sorted(table.parent.glob(f"{table.stem}*_responses.parquet"))
+
+
+def ready(table: Path, features: str, args: argparse.Namespace, *, answers: bool = False) -> Ground | None:
+    """The queries of which every model's outcome (and answer) is known, with features; None: too few to judge by."""
+    outcomes = answered(load_outcomes(table), table)
+    if answers:
+        outcomes = with_answers(outcomes, recorded_answers(*answers_of(table)))
+        if (outcomes.labels["split"] == "test").sum() < FEWEST:
+            return None
+    outcomes = embedded(outcomes, features, table)
+    outcomes = Outcomes(counted(outcomes.queries), outcomes.pool, outcomes.values, outcomes.observed, outcomes.labels)
+    return ground(outcomes, args.resamples, args.seed)
+
+
+def cascade_record(table: Ground, answers: Mapping[tuple[str, str], str]) -> Record:
+    """The flow that looks at the cheap answer before paying for a dear one, replayed on recorded answers."""
+    return {"routes": True} | record_of(verified_cascade_curve(table.train, table.test, answers, name=CASCADE), table)
+
+
+def measured(name: str, table: Ground, chosen: Chosen) -> Record:
+    """One record: of the baselines together, or of a router. chosen: settings found so far, more are added."""
+    if name == BASELINES:
+        return {"about": about(table), "rows": bench_baselines(table)}
+    started = time.perf_counter()
+    if name == PLAIN_KNN:
+        plain, tried = plain_knn(table)
+        return {"chosen": {PLAIN_KNN: dict(tried.settings)}} | bench_router(name, plain, table)
+    families = families_of(name) if name in QUALITY_ROUTERS else ()
+    choose_settings([family for family in families if family not in chosen], table, chosen)
+    router: Router = quality_router(name, chosen) if name in QUALITY_ROUTERS else resolve_router(name)()
+    took = time.perf_counter() - started
+    own = {family: chosen[family] for family in families}
+    return {"chosen": own, "choosing_s": took} | bench_router(name, router, table)
+
+
+def choose_settings(families: Sequence[str], table: Ground, chosen: Chosen) -> None:
+    """Settings of some families by the metric on valid, put into `chosen`."""
+    for family in families:
+        tried = []
+        with Steps(f"choosing settings of {family}", len(FAMILIES[family].settings)) as steps:
+            for one in try_settings(family, table.trials):
+                tried.append(one)
+                steps.at(len(tried))
+        chosen[family] = dict(best(tried).settings)
+
+
+def mark_of(name: str, content: str, features: str, args: argparse.Namespace) -> str:
+    """What a record depends on, as one word: table, features, resamples, settings tried, and the router's code."""
+    settings: list[Any] = []
+    modules = {"polyroute.offline.frontier", "polyroute.routers.linear", "polyroute.routers.knn"}
+    if name in QUALITY_ROUTERS:
+        families = families_of(name)
+        settings = [[family, [dict(one) for one in FAMILIES[family].settings]] for family in families]
+        modules |= {FAMILIES[family].build.__module__ for family in families}
+    if name == CASCADE:
+        modules.add("polyroute.recipes.verified")
+    elif name not in (BASELINES, PLAIN_KNN):
+        modules.add(ROUTERS.get(name, name).partition(":")[0])
+    facts = [PROTOCOL, name, content, features, args.resamples, args.seed, settings, code_of(modules)]
+    return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()[:16]
+
+
+def code_of(modules: set[str]) -> str:
+    """A hash of the source of some modules and of every module of ours they import, and those import."""
+    seen: dict[str, bytes] = {}
+    left = sorted(modules)
+    while left:
+        module = left.pop()
+        spec = find_spec(module) if module not in seen else None
+        if spec is None or spec.origin is None:
+            continue
+        seen[module] = Path(spec.origin).read_bytes()
+        left += [name for name in imported(seen[module]) if name.startswith("polyroute.")]
+    digest = hashlib.sha256()
+    for module in sorted(seen):
+        digest.update(module.encode() + b"\0" + seen[module])
+    return digest.hexdigest()
+
+
+def imported(source: bytes) -> Iterator[str]:
+    """The modules a file imports from."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+def read(path: Path, mark: str) -> Record | None:
+    """A record that still holds, or None."""
+    try:
+        found: Record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and found.get("mark") == mark else None
+
+
+def write(path: Path, record: Mapping[str, Any]) -> None:
+    """The file appears whole or not at all."""
+    unfinished = path.with_suffix(".part")
+    unfinished.write_text(json.dumps(record), encoding="utf-8")
+    unfinished.replace(path)
+
+
+def section(table: str, features: str, records: Mapping[str, Record], output: Path) -> Section:
+    """The rows of one table, and their plot beside the page."""
+    from polyroute.offline.plot import plot_frontiers
+
+    facts = records[BASELINES]["about"]
+    rows: Sequence[Record] = [
+        *(record for name, record in records.items() if name != BASELINES), *records[BASELINES]["rows"],
+    ]  # fmt: skip
+    marked = next((name for name in (CASCADE, DEFAULT) if name in records), None)
+    marked = marked or max(rows[: len(records) - 1], key=lambda row: row["aiq"])["name"]
+    drawn = [{**row, "marked": row["name"] == marked} for row in rows if len(row["cost"]) > 1]
+    name = f"{output.stem}-{table}-{features}.svg"
+    title = f"{table}, test split ({facts['test']:,} queries), {features}"
+    plot_frontiers(output.parent / name, drawn, facts, title)
+    return Section(table, features, facts, rows, name)
