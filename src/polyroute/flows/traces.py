@@ -128,3 +128,37 @@ def up_to_act(text: str) -> str:
     """Newly written text up to the end of its first search or answer; all of it where there is none."""
     ends = [m.end() for tag in (SEARCH, ANSWER) if (m := tag.search(text))]
     return text[: min(ends)] if ends else text
+
+
+def read_mode(text: str, modes: Iterable[str]) -> str | None:
+    """The mode a reply begins with, as `<instant>`, or None where it begins with anything else.
+
+    `<classification>instant</classification>` is read as well. Names are compared without regard to case.
+    """
+    known = {mode.lower(): mode for mode in modes}
+    found = re.match(r"\s*<(?:classification>\s*)?([\w-]+)\s*(?:</classification)?>", text, re.IGNORECASE)
+    return known.get(found[1].lower()) if found else None
+
+
+def parse_steps(text: str, *, most: int = 6) -> list[str]:
+    """The sub-tasks of a decomposition: lines `1. ...`, numbered from 1 without a gap, each with something in it.
+
+    Lines without a number go to the step above them; those before the first are a preface and dropped.
+    Raises: ReplyError for none, for more than `most`, for a gap or an empty step.
+    """
+    expected = f"1 to {most} lines numbered 1. 2. 3."
+    steps: list[str] = []
+    for line in text.splitlines():
+        found = re.match(r"\s*(?:step\s+)?(\d{1,2})\s*[.):]\s*(.*)", line, re.IGNORECASE)
+        if found is None:
+            if steps and line.strip():
+                steps[-1] = f"{steps[-1]} {line.strip()}".strip()
+        elif int(found[1]) != len(steps) + 1:
+            raise ReplyError(f"number {found[1]} follows {len(steps)}", text, expected=expected)
+        else:
+            steps.append(found[2].strip())
+    if not 1 <= len(steps) <= most:
+        raise ReplyError(f"{len(steps)} steps", text, expected=expected)
+    if any(is_placeholder(step) for step in steps):
+        raise ReplyError("a step says nothing", text, expected=expected)
+    return steps
