@@ -5,7 +5,7 @@ import pytest
 from scipy.optimize import linprog
 
 from polyroute.errors import ConfigError, ShapeError
-from polyroute.kernels.dual import dual_prices, dual_step
+from polyroute.kernels.dual import budget_price, dual_bound, dual_prices, dual_step, efficient_steps
 from tests.conftest import BACKENDS
 
 
@@ -92,3 +92,50 @@ def test_wrong_shapes_and_steps_are_refused():
         dual_prices(np.zeros((2, 3)), np.zeros((2, 4, 1)), np.ones(1))
     with pytest.raises(ConfigError, match="steps: expected 1 or more"):
         dual_prices(np.zeros((2, 3)), np.zeros((2, 3, 1)), np.ones(1), steps=0)
+
+
+@pytest.mark.parametrize("asarray", BACKENDS)
+def test_steps_are_the_choices_some_price_makes_best(asarray):
+    rng = np.random.default_rng(6)
+    scores, cost = rng.random((30, 5)), rng.lognormal(size=(30, 5))
+    steps = efficient_steps(asarray(scores), asarray(cost))
+    column, price = np.asarray(steps.column), np.asarray(steps.price)
+    assert (np.diff(price, axis=1) <= 1e-12).all()
+    for trade in (0.0, 0.05, 0.2, 1.0, 50.0):
+        count = (price > trade).sum(axis=1)
+        assert column[np.arange(30), count].tolist() == (scores - trade * cost).argmax(axis=1).tolist()
+    total = np.asarray(steps.cost)[:, None] + np.cumsum(np.asarray(steps.more), axis=1)
+    np.testing.assert_allclose(total, np.take_along_axis(cost, column[:, 1:], axis=1))
+    gained = np.take_along_axis(scores, column[:, :1], axis=1) + np.cumsum(np.asarray(steps.gain), axis=1)
+    np.testing.assert_allclose(gained, np.take_along_axis(scores, column[:, 1:], axis=1))
+
+
+@pytest.mark.parametrize("asarray", BACKENDS)
+def test_the_budget_price_is_that_of_the_linear_programme(asarray):
+    rng = np.random.default_rng(7)
+    scores, cost = rng.random((50, 4)), rng.lognormal(size=(50, 4))
+    for share in (0.02, 0.1, 0.4, 0.8):
+        limit = (1 - share) * cost.min(axis=1).sum() + share * cost[np.arange(50), scores.argmax(axis=1)].sum()
+        value, exact = linear_programme(scores, cost[:, :, None], np.array([limit]))
+        price = budget_price(efficient_steps(asarray(scores), asarray(cost)), float(limit))
+        assert price == pytest.approx(exact[0])
+        parts = [asarray(a) for a in (np.array([price]), scores, cost[:, :, None], np.array([limit]))]
+        assert float(dual_bound(*parts)) == pytest.approx(value)
+
+
+def test_a_budget_that_holds_everything_is_free_and_one_that_holds_nothing_has_no_price():
+    scores, cost = np.array([[0.2, 0.9, -np.inf], [0.5, 0.5, 0.4]]), np.array([[1.0, 2.0, 0.1], [1.0, 1.0, 0.5]])
+    steps = efficient_steps(scores, cost)
+    assert steps.cost.tolist() == [1.0, 0.5]
+    assert steps.column.tolist() == [[0, 1, 1], [2, 0, 0]]
+    np.testing.assert_allclose(steps.price, [[0.7, 0.0], [0.2, 0.0]])
+    assert budget_price(steps, 3.0) == 0.0
+    assert budget_price(steps, 2.9) == pytest.approx(0.2)
+    assert budget_price(steps, 1.5) == pytest.approx(0.7)
+    assert budget_price(steps, 1.4) == np.inf
+
+
+def test_one_candidate_leaves_no_step():
+    steps = efficient_steps(np.ones((3, 1)), np.full((3, 1), 2.0))
+    assert steps.price.shape == (3, 0)
+    assert budget_price(steps, 6.0) == 0.0
