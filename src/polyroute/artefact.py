@@ -39,11 +39,16 @@ ROUTERS: dict[str, str] = {
     "together": "polyroute.routers.mix:Together",
     "calibrated": "polyroute.routers.calibrate:Calibrated",
     "irt": "polyroute.routers.irt:IRT",
+    "bradley-terry": "polyroute.routers.bradley_terry:BradleyTerry",
+    "elo": "polyroute.routers.bradley_terry:Elo",
+    "latency": "polyroute.routers.latency:Latency",
+    "conformal": "polyroute.routers.conformal:Conformal",
     "incontext": "polyroute.routers.incontext:InContext",
     "novelty": "polyroute.routers.novelty:Novelty",
     "contextual": "polyroute.routers.context:Contextual",
     "diagonal": "polyroute.routers.diagonal:Diagonal",
     "softmax-policy": "polyroute.routers.softmax_policy:SoftmaxPolicy",
+    "cascade": "polyroute.routers.cascade:Cascade",
 }
 
 

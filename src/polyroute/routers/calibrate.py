@@ -77,7 +77,7 @@ class Calibrated:
         for held in range(fold.max() + 1):
             rows = np.flatnonzero(fold == held)
             router = copy.deepcopy(self.router).fit(outcomes.take(fold != held))
-            known, estimates = _told(router, outcomes.take(rows))
+            known, estimates = told(router, outcomes.take(rows))
             for metric in estimates.keys() & outcomes.values.keys():
                 mean = said.setdefault(metric, np.full((len(outcomes), len(outcomes.pool)), np.nan))
                 mean[np.ix_(rows, known)] = estimates[metric].mean
@@ -130,7 +130,7 @@ class Calibrated:
         return router
 
 
-def _told(router: Router, outcomes: Outcomes) -> tuple[Array, Estimates]:
+def told(router: Router, outcomes: Outcomes) -> tuple[Array, Estimates]:
     """Estimates for the candidates the router knows, and their columns."""
     try:
         return np.arange(len(outcomes.pool)), router.predict(outcomes.queries, outcomes.pool)

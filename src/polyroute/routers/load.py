@@ -35,8 +35,8 @@ class Load:
         self.length: OnlineRouter = Length() if length is None else length
         self.kappa, self.memory = kappa, memory
         self._forget()
-        self._promise = PerPool(_promise)
-        self._late = PerPool(self._work_out)
+        self._promise = PerPool(promised)
+        self._timing = PerPool(self._take_together)
 
     def _forget(self) -> None:
         self.column_: dict[str, int] = {}
@@ -73,7 +73,7 @@ class Load:
             weight = keep ** np.arange(len(samples) - 1, -1, -1)
             gained = np.array([(weight * samples).sum(), (weight * samples**2).sum(), weight.sum()])
             self.sums_[:, j] = self.sums_[:, j] * keep ** len(samples) + gained
-        self._late.clear()
+        self._timing.clear()
 
     def _work_out(self, pool: Sequence[Candidate]) -> Estimate:
         """How late the candidates run, [m]: 1 is as promised."""
@@ -82,14 +82,17 @@ class Load:
         return shrunk(total, square, count, np.ones(len(pool)), np.ones(len(pool)), self.kappa)
 
     def predict(self, queries: Sequence[Query], pool: Sequence[Candidate]) -> Estimates:
-        first, per_token = self._promise(pool)
-        late, late_std = self._late(pool)
+        first, per_token, doubt = self._timing(pool)
         tokens, tokens_std = self.length.predict(queries, pool)["output_tokens"]
-        promise = first + tokens * per_token
-        variance = (promise * late_std) ** 2
-        if tokens_std is not None:
-            variance = variance + (tokens_std * per_token * late) ** 2
-        return {"latency": Estimate(promise * late, np.sqrt(variance))}
+        mean = first + tokens * per_token
+        std = mean * doubt
+        return {"latency": Estimate(mean, std if tokens_std is None else np.hypot(std, tokens_std * per_token))}
+
+    def _take_together(self, pool: Sequence[Candidate]) -> tuple[Array, Array, Array]:
+        """As late as they run, [m] each: seconds until the first token, per token, and the doubt relative to both."""
+        first, per_token = self._promise(pool)
+        late, late_std = self._work_out(pool)
+        return first * late, per_token * late, late_std / late
 
     def state(self) -> tuple[dict[str, Any], dict[str, Array]]:
         params = {"length": self.length, "kappa": self.kappa, "memory": self.memory}
@@ -103,7 +106,7 @@ class Load:
         return router
 
 
-def _promise(pool: Sequence[Candidate]) -> Array:
+def promised(pool: Sequence[Candidate]) -> Array:
     """Seconds until the first token and per token after, [2, m]."""
     first = [TYPICAL_FIRST_TOKEN_S if c.profile.first_token_s is None else c.profile.first_token_s for c in pool]
     speed = [TYPICAL_TOKENS_PER_S if c.profile.tokens_per_s is None else c.profile.tokens_per_s for c in pool]
