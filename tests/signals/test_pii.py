@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 
 import pytest
 
@@ -85,7 +86,8 @@ def test_found_with_its_exact_span(kind, text, value):
         "version 1.2.3 and section 10.4.2.1 of the manual", "0000 0000 0000 0000", "pi is 3.14159265358979",
         "ISBN 978-3-16-148410-0", "call(10, 20, 30) in def f(a@b)", "the ratio 100:200:300", "DE00370400440532013000",
         "000-12-3456 and 666-12-3456 and 900-12-3456", "std::vector<int> x", "12:30:45", "1234567890123456",
-        "the password is a secret", "tokens per second: 1000", "@user mentioned it", "::", "uuid 123e4567-e89b-12d3-a456-426614174000",
+        "the password is a secret", "tokens per second: 1000", "@user mentioned it", "::",
+        "uuid 123e4567-e89b-12d3-a456-426614174000",
     ],
 )  # fmt: skip
 def test_near_misses_are_left_alone(text):
@@ -103,7 +105,7 @@ def test_findings_are_ordered_and_do_not_overlap():
     text = "; ".join(text for _, text, _ in FOUND)
     found = find_pii(text)
     assert len(found) == len(FOUND)
-    assert all(a.end <= b.start for a, b in zip(found, found[1:], strict=False))
+    assert all(a.end <= b.start for a, b in pairwise(found))
 
 
 def test_masking_numbers_values_and_keeps_the_rest():
@@ -116,9 +118,9 @@ def test_masking_numbers_values_and_keeps_the_rest():
 
 
 def test_kinds_and_confidence_choose():
-    text = "a@x.org at 192.168.1.7"
+    text = "a@x.org at 9.9.9.9"
     assert [f.kind for f in find_pii(text, kinds=["ip"])] == ["ip"]
-    assert [f.kind for f in find_pii(text, least=0.9)] == ["email"]
+    assert [f.kind for f in find_pii(text, least=0.95)] == ["email"]
     with pytest.raises(UnknownNameError, match="Did you mean 'email'"):
         find_pii(text, kinds=["e-mail"])
     assert set(KINDS) == {"email", "phone", "card", "iban", "key", "ssn", "ip"}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from typing import NamedTuple
 
@@ -66,12 +67,13 @@ HINTS = {  # kind -> words that say so when they stand before the number
     "card": re.compile(r"(?i)\b(?:card|visa|mastercard|amex|credit|debit)\b"),
 }
 IBAN_LENGTH = {
-    "AD": 24, "AE": 23, "AL": 28, "AT": 20, "AZ": 28, "BA": 20, "BE": 16, "BG": 22, "BH": 22, "BR": 29, "BY": 28, "CH": 21, "CR": 22,
-    "CY": 28, "CZ": 24, "DE": 22, "DK": 18, "DO": 28, "EE": 20, "EG": 29, "ES": 24, "FI": 18, "FO": 18, "FR": 27, "GB": 22, "GE": 22,
-    "GI": 23, "GL": 18, "GR": 27, "GT": 28, "HR": 21, "HU": 28, "IE": 22, "IL": 23, "IQ": 23, "IS": 26, "IT": 27, "JO": 30, "KW": 30,
-    "KZ": 20, "LB": 28, "LI": 21, "LT": 20, "LU": 20, "LV": 21, "MC": 27, "MD": 24, "ME": 22, "MK": 19, "MR": 27, "MT": 31, "MU": 30,
-    "NL": 18, "NO": 15, "PK": 24, "PL": 28, "PS": 29, "PT": 25, "QA": 29, "RO": 24, "RS": 22, "SA": 24, "SE": 24, "SI": 19, "SK": 24,
-    "SM": 27, "TN": 24, "TR": 26, "UA": 29, "VG": 24, "XK": 20,
+    "AD": 24, "AE": 23, "AL": 28, "AT": 20, "AZ": 28, "BA": 20, "BE": 16, "BG": 22, "BH": 22, "BR": 29, "BY": 28,
+    "CH": 21, "CR": 22, "CY": 28, "CZ": 24, "DE": 22, "DK": 18, "DO": 28, "EE": 20, "EG": 29, "ES": 24, "FI": 18,
+    "FO": 18, "FR": 27, "GB": 22, "GE": 22, "GI": 23, "GL": 18, "GR": 27, "GT": 28, "HR": 21, "HU": 28, "IE": 22,
+    "IL": 23, "IQ": 23, "IS": 26, "IT": 27, "JO": 30, "KW": 30, "KZ": 20, "LB": 28, "LI": 21, "LT": 20, "LU": 20,
+    "LV": 21, "MC": 27, "MD": 24, "ME": 22, "MK": 19, "MR": 27, "MT": 31, "MU": 30, "NL": 18, "NO": 15, "PK": 24,
+    "PL": 28, "PS": 29, "PT": 25, "QA": 29, "RO": 24, "RS": 22, "SA": 24, "SE": 24, "SI": 19, "SK": 24, "SM": 27,
+    "TN": 24, "TR": 26, "UA": 29, "VG": 24, "XK": 20,
 }  # fmt: skip
 
 
@@ -141,7 +143,7 @@ def addresses(text: str) -> Iterator[Finding]:
             except ValueError:
                 continue
             if not (address.is_loopback or address.is_unspecified) and (form is IPV4 or len(found.group()) > 6):
-                yield Finding("ip", *found.span(), 0.9 if address.is_global else 0.6)
+                yield Finding("ip", *found.span(), 0.9 if address.is_global else 0.5)
 
 
 def phones(text: str) -> Iterator[Finding]:
@@ -194,13 +196,14 @@ def find_pii(text: str, *, kinds: Collection[str] = KINDS, least: float = 0.6) -
         return find_pii(head, kinds=kinds, least=least) + moved
     numbers = DIGIT.search(text) is not None
     taken: list[Finding] = []
+    covered = bytearray(len(text))
     for kind, (search, mark) in SEARCHES.items():
         if kind not in kinds or (mark == "1" and not numbers) or (mark not in ("", "1") and mark not in text):
             continue
         for found in search(text):
-            clear = all(found.end <= other.start or found.start >= other.end for other in taken)
-            if found.confidence >= least and clear:
+            if found.confidence >= least and not any(covered[found.start : found.end]):
                 taken.append(found)
+                covered[found.start : found.end] = bytes([1]) * (found.end - found.start)
     return sorted(taken, key=lambda found: found.start)
 
 
@@ -210,11 +213,13 @@ def mask_pii(text: str, findings: list[Finding] | None = None) -> str:
     findings: of `find_pii`, on this text; None: found here.
     """
     numbers: dict[tuple[str, str], int] = {}
+    used: Counter[str] = Counter()
     pieces, position = [], 0
     for found in find_pii(text) if findings is None else sorted(findings, key=lambda f: f.start):
         value = (found.kind, text[found.start : found.end])
-        used = sum(kind == found.kind for kind, _ in numbers)
-        number = numbers.setdefault(value, used + 1)
-        pieces += [text[position : found.start], f"[{found.kind.upper()}_{number}]"]
+        if value not in numbers:
+            used[found.kind] += 1
+            numbers[value] = used[found.kind]
+        pieces += [text[position : found.start], f"[{found.kind.upper()}_{numbers[value]}]"]
         position = found.end
     return "".join([*pieces, text[position:]])
