@@ -154,6 +154,7 @@ def bench_table(
 ) -> dict[str, Record]:
     """Name -> record of each router and of the baselines, on one table with one featuriser.
 
+    A router that cannot learn from this table (say, for want of a label) is left out of it, and that is said.
     answers: only the queries to which every model's answer was recorded; nothing where they are too few to judge by.
     """
     read_from = [table, *(answers_of(table) if answers else ())]
@@ -175,7 +176,11 @@ def bench_table(
                 if name == CASCADE:
                     known = {"mark": mark, **cascade_record(made, recorded_answers(*answers_of(table)))}
                 else:
-                    known = {"mark": mark, **measured(name, made, chosen)}
+                    try:
+                        known = {"mark": mark, **measured(name, made, chosen)}
+                    except PolyrouteError as problem:
+                        say(f"{label}, {features}: left out: {name}: {problem}")
+                        continue
                 write(path, known)
                 if "aiq" in known:
                     say(f"{label}, {features}: {name} {known['aiq']:.4f}")

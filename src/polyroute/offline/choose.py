@@ -17,6 +17,7 @@ from polyroute.offline.frontier import TRADE_OFFS, Scale, realised, reference_co
 from polyroute.offline.frontier import choose as choose_columns
 from polyroute.offline.split import folds, has_split, part
 from polyroute.protocols import Router
+from polyroute.routers.bradley_terry import BradleyTerry
 from polyroute.routers.calibrate import Calibrated
 from polyroute.routers.cluster import Cluster
 from polyroute.routers.irt import IRT
@@ -46,6 +47,7 @@ FAMILIES: dict[str, Family] = {
     "linear": Family(Linear, grid(l2=(100.0, 30.0, 10.0, 3.0, 1.0), rank=(32, 64, 128))),
     "cluster": Family(Cluster, grid(num_clusters=(8, 16, 32, 64), kappa=(30.0, 10.0, 3.0))),
     "irt": Family(IRT, grid(l2=(30.0, 10.0, 3.0, 1.0))),
+    "bradley-terry": Family(BradleyTerry, grid(sharpness=(100.0, 1e3, 1e4), kappa=(20.0, 5.0))),
 }
 COMPOSED: dict[str, tuple[str, ...]] = {"mix": ("knn", "linear", "cluster"), "calibrated": ("knn", "linear", "cluster")}
 QUALITY_ROUTERS = (*FAMILIES, *COMPOSED)
