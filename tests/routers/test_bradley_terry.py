@@ -128,6 +128,16 @@ def rates(y: np.ndarray) -> np.ndarray:
     return np.nanmean(y, axis=0)
 
 
+def test_a_table_of_wins_too_large_to_keep_gives_the_same(monkeypatch):
+    rng = np.random.default_rng(6)
+    x, y = rng.normal(size=(50, 4)).astype(np.float32), rng.random((50, 3)).round(1)
+    pool = [Candidate(f"m{j}") for j in range(3)]
+    whole = BradleyTerry().fit(table_of(x, y)).predict(queries_of(x[:9]), pool)["quality"]
+    monkeypatch.setattr("polyroute.routers.bradley_terry.KEPT", 60)
+    parts = BradleyTerry().fit(table_of(x, y)).predict(queries_of(x[:9]), pool)["quality"]
+    np.testing.assert_allclose(parts, whole, rtol=1e-5)
+
+
 def test_a_prior_serves_strangers():
     x, y = np.ones((4, 2), np.float32), np.array([[1.0, 0.0]] * 4)
     router = BradleyTerry(prior=Constant("quality", 0.25, 0.1)).fit(table_of(x, y))

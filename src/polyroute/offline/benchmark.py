@@ -30,6 +30,7 @@ PLAIN = Family(KNN, grid(k=(160, 120, 80, 40), kappa=(0.0,)))
 TARGETS = {"routerbench": 0.843, "llmrouter9": 0.671, "routellm": 0.787, "routerdc7": 0.628}
 TARGET_ECE, TARGET_GAP = 0.03, 0.35
 BATCH = 1024  # queries decided at once when decisions are counted
+COUNTED_S = 0.5  # for how long
 ONE_BY_ONE = 200  # queries decided alone
 Record = dict[str, Any]  # one way of routing on one table, JSON-able
 
@@ -133,7 +134,7 @@ def speed(router: Router, table: Ground) -> Record:
         (estimates["quality"].mean - expected[rows] / table.reference).argmax(axis=1)
 
     started, done = time.perf_counter(), 0
-    while time.perf_counter() - started < 0.5:
+    while time.perf_counter() - started < COUNTED_S:
         decide(queries[:BATCH])
         done += BATCH
     in_batches = done / (time.perf_counter() - started)

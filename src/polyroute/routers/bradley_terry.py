@@ -21,6 +21,7 @@ from polyroute.types import Array, Candidate, Estimate, Estimates, Outcomes, Que
 
 ELO_SCALE = 400.0 / np.log(10.0)  # Elo points of one logit
 CHUNK = 2_000_000  # similarities held at once
+KEPT = 2**25  # entries of the table of wins, 128 MB; a larger one is made anew, a part at a time
 
 
 class BradleyTerry:
@@ -58,9 +59,11 @@ class BradleyTerry:
 
     def _start(self) -> None:
         """What follows from the past outcomes: wins of each query, and the ratings of all together."""
-        m = len(self.column_)
-        self._wins = wins_of(self.y_, self.seen_).reshape(len(self.y_), m * m)  # [n, m * m] float32
-        everyone = self._wins.sum(axis=0, dtype=float).reshape(1, m, m)
+        n, m = self.y_.shape
+        self._kept: Array | None = None  # [n, m * m] float32, where that is not too much to keep
+        if n * m * m <= KEPT:
+            self._kept = wins_of(self.y_, self.seen_).reshape(n, m * m)
+        everyone = self._weighed_wins(np.ones((1, n), np.float32))
         self.rating_ = ratings(everyone, np.zeros((1, m)), np.full((m, m), 1.0))[0]  # [m]
         self._sums = np.concatenate([np.where(self.seen_, self.y_, 0), self.seen_], axis=1).astype(np.float32)
         total, count = self._sums.sum(axis=0, dtype=float).reshape(2, m)
@@ -95,13 +98,24 @@ class BradleyTerry:
         m = len(self.column_)
         alike = x @ self.x_.T  # [q, n]
         weight = self.sharpness ** (alike / np.maximum(alike.max(axis=1, keepdims=True), 1e-6) - 1.0)
-        wins = (weight @ self._wins).reshape(-1, m, m).astype(float)
+        wins = self._weighed_wins(weight)
         rating = ratings(wins, np.repeat(self.rating_[None], len(x), axis=0), np.full((m, m), self.kappa / m))
         sums = (weight @ self._sums).astype(float)  # [q, 2 m]
         total, count = sums[:, :m], sums[:, m:] + 1e-9
         middle = (total.sum(axis=1) + self.middle_) / (count.sum(axis=1) + 1.0)
         mean = level(self.spread_ * rating, middle, count / count.sum(axis=1, keepdims=True))
         return mean, np.sqrt(mean * (1 - mean) / (count + 1)) + 1e-3
+
+    def _weighed_wins(self, weight: Array) -> Array:
+        """Wins [q, m, m] over all past queries. weight: [q, n]."""
+        n, m = self.y_.shape
+        if self._kept is not None:
+            return (weight @ self._kept).reshape(-1, m, m).astype(float)
+        total, step = np.zeros((len(weight), m * m)), max(1, KEPT // (m * m))
+        for start in range(0, n, step):
+            rows = slice(start, start + step)
+            total += weight[:, rows] @ wins_of(self.y_[rows], self.seen_[rows]).reshape(-1, m * m)
+        return total.reshape(-1, m, m)
 
     def state(self) -> tuple[dict[str, Any], dict[str, Array]]:
         if self.size_ is None:
