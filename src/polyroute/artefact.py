@@ -47,6 +47,7 @@ ROUTERS: dict[str, str] = {
     "novelty": "polyroute.routers.novelty:Novelty",
     "contextual": "polyroute.routers.context:Contextual",
     "diagonal": "polyroute.routers.diagonal:Diagonal",
+    "described": "polyroute.routers.described:Described",
     "softmax-policy": "polyroute.routers.softmax_policy:SoftmaxPolicy",
     "cascade": "polyroute.routers.cascade:Cascade",
 }

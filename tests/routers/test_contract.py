@@ -22,6 +22,7 @@ from polyroute.routers.cluster import Cluster
 from polyroute.routers.conformal import Conformal
 from polyroute.routers.constant import Constant
 from polyroute.routers.context import Contexts, Contextual
+from polyroute.routers.described import Described
 from polyroute.routers.diagonal import Diagonal
 from polyroute.routers.incontext import InContext
 from polyroute.routers.knn import KNN
@@ -94,6 +95,7 @@ CASES = {
     "contextual": Case(lambda: Contextual(Linear(kind="ridge", rank=None), Contexts())),
     "diagonal": Case(Diagonal, serves_unknown=True, works_unfitted=True),
     "diagonal of cost": Case(lambda: Diagonal("cost"), ("cost",), serves_unknown=True, works_unfitted=True),
+    "described": Case(Described, serves_unknown=True),
     "softmax policy": Case(lambda: SoftmaxPolicy(steps=30), ("preference",)),
     "cascade, no answers": Case(lambda: Cascade(KNN(k=7), Linear("cost")), ("quality", "cost")),
 }  # fmt: skip

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
+from polyroute.data.columns import read_columns
 from polyroute.data.outcomes import complete, load_outcomes, with_embeddings
 from polyroute.data.recorded import recorded_embeddings
 from polyroute.errors import OutcomesError
 from polyroute.offline.split import group_folds, groups_of
-from polyroute.types import Array, Outcomes
+from polyroute.types import Array, Candidate, Outcomes
 
 
 def data_folder() -> Path:
@@ -57,3 +58,19 @@ def shuffled(outcomes: Outcomes, rng: np.random.Generator) -> Outcomes:
 def sizes_of(outcomes: Outcomes) -> dict[str, float]:
     """Billions of parameters, as the models' names say."""
     return {c.id: float(re.search(r"-(\d+)b", c.id).group(1)) for c in outcomes.pool}  # type: ignore[union-attr]
+
+
+def mmlu_subjects(seen: Outcomes | None = None) -> tuple[Outcomes, Array]:
+    """The MMLU questions of RouteLLM (train and valid) and each one's subject [n] str, as in `source_id`."""
+    outcomes = full_table("routellm") if seen is None else seen
+    outcomes = outcomes.take(outcomes.labels["dataset"] == "mmlu")
+    columns = read_columns(data_folder() / "outcomes" / "routellm.parquet", ("query_id", "source_id"))
+    ids, sources = columns.text("query_id"), columns.text("source_id")
+    subject = {ids.values[i]: sources.values[s] for i, s in zip(ids.codes, sources.codes, strict=True)}
+    return outcomes, np.array([subject[q.id] for q in outcomes.queries])
+
+
+def one_hot(outcomes: Outcomes, label: Array, classes: Sequence[Candidate]) -> Outcomes:
+    """The same queries with quality 1 for the class that is their label [n] str and 0 for every other."""
+    right = (np.asarray(label)[:, None] == np.array([c.id for c in classes])[None]).astype(float)
+    return Outcomes(outcomes.queries, classes, {"quality": right}, np.ones(right.shape, dtype=bool), outcomes.labels)
