@@ -91,7 +91,8 @@ class Contexts:
     def __call__(self, queries: Sequence[Query]) -> Array:
         """Contexts [n, p] float32."""
         widths = [width for _, width in self.blocks]
-        x = unit_rows(embeddings(queries, self.centres_.shape[1]))
+        # float64, so that rounding does not depend on how many are encoded at once and replicas agree to the last bit
+        x = unit_rows(embeddings(queries, self.centres_.shape[1]).astype(float))
         n = len(queries)
         parts = [np.ones((n, widths[0])), onehots(self.task_of(x), widths[1]) if self.names_ else np.zeros((n, 0))]
         parts.append(memberships(x @ self.centres_.T, self.nearest) if widths[2] else np.zeros((n, 0)))
