@@ -197,7 +197,8 @@ def ready(table: Path, features: str, args: argparse.Namespace, *, answers: bool
     """The queries of which every model's outcome (and answer) is known, with features; None: too few to judge by."""
     outcomes = answered(load_outcomes(table), table)
     if answers:
-        outcomes = with_answers(outcomes, recorded_answers(*answers_of(table)))
+        texts = np.array([bool(query.text) for query in outcomes.queries])
+        outcomes = with_answers(outcomes.take(texts), recorded_answers(*answers_of(table)))
         if (outcomes.labels["split"] == "test").sum() < FEWEST:
             return None
     outcomes = embedded(outcomes, features, table)

@@ -13,9 +13,10 @@ import numpy as np
 
 from polyroute.errors import ConfigError
 from polyroute.offline.baselines import single_models
+from polyroute.offline.bootstrap import weighted_means
 from polyroute.offline.calibration import brier, expected_calibration_error
 from polyroute.offline.choose import Family, Trial, Tried, best, grid, score, trials
-from polyroute.offline.compare import compare, compare_pair, difference, resamples_of
+from polyroute.offline.compare import Difference, compare, compare_pair, difference, resamples_of
 from polyroute.offline.evaluate import Expected, baseline_quality, curves_of, estimated_cost
 from polyroute.offline.frontier import TRADE_OFFS, Curve, choose, one_price, realised, reference_cost, scale_of
 from polyroute.offline.pairs import weak_and_strong
@@ -24,7 +25,7 @@ from polyroute.protocols import Router
 from polyroute.routers.knn import KNN
 from polyroute.types import Array, Outcomes
 
-PROTOCOL = 1  # raised when a figure would come out otherwise: older records are then made anew
+PROTOCOL = 2  # raised when a figure would come out otherwise: older records are then made anew
 PLAIN_KNN = "plain kNN"
 PLAIN = Family(KNN, grid(k=(160, 120, 80, 40), kappa=(0.0,)))
 TARGETS = {"routerbench": 0.843, "llmrouter9": 0.671, "routellm": 0.787, "routerdc7": 0.628}
@@ -98,13 +99,14 @@ def bench_baselines(table: Ground) -> list[Record]:
 
 
 def record_of(curve: Curve, table: Ground) -> Record:
-    """A curve's numbers, their intervals, the resamples of its AIQ, and its operating points."""
+    """A curve's numbers, their intervals, resamples of its AIQ and of its first point's quality, and its points."""
     (row,) = compare([curve], table.test, table.counts)
     return {
         "name": curve.name,
         **row.summary._asdict(),
         "intervals": {name: list(bounds) for name, bounds in row.intervals.items()},
         "samples": row.samples.tolist(),
+        "first_samples": weighted_means(curve.quality[:1], table.counts)[:, 0].tolist(),
         "cost": row.cost.tolist(),
         "quality": row.quality.tolist(),
     }
@@ -146,6 +148,9 @@ def speed(router: Router, table: Ground) -> Record:
     return {"decisions_per_s": in_batches, "decision_p50_us": 1e6 * float(np.median(alone))}
 
 
-def minus(one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[float, float, float]:
-    """The difference of two records' AIQ, with its paired interval, both on the same resamples."""
-    return tuple(difference(np.array(one["samples"]), np.array(other["samples"])))  # type: ignore[return-value]
+def minus(one: Mapping[str, Any], other: Mapping[str, Any], of: str = "samples") -> Difference:
+    """The difference of two records' AIQ, with its paired interval, both on the same resamples.
+
+    of: `first_samples` for the quality where cost does not count, in place of AIQ.
+    """
+    return difference(np.array(one[of]), np.array(other[of]))

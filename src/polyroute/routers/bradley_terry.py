@@ -16,7 +16,7 @@ import numpy as np
 from polyroute.errors import ConfigError, NotFittedError
 from polyroute.protocols import Router
 from polyroute.routers.heads import sigmoid
-from polyroute.routers.rows import check_shape, columns, embeddings, extend, nothing, observed, unit_rows
+from polyroute.routers.rows import PerPool, check_shape, columns, embeddings, extend, nothing, observed, unit_rows
 from polyroute.types import Array, Candidate, Estimate, Estimates, Outcomes, Query
 
 ELO_SCALE = 400.0 / np.log(10.0)  # Elo points of one logit
@@ -149,12 +149,14 @@ class Elo:
         if not step > 0:
             raise ConfigError("step", got=step, expected="a number of Elo points above 0")
         self.step = step
+        self._qualities = PerPool(self._work_out)
         self._forget()
 
     def _forget(self) -> None:
         self.column_: dict[str, int] = {}
         self.rating_, self.games_ = np.zeros(0), np.zeros(0)  # [m] logits; [m] outcomes seen
         self.seen_ = np.zeros(2)  # sum of qualities, and how many
+        self._qualities.clear()
 
     def fit(self, outcomes: Outcomes) -> Self:
         self._forget()
@@ -177,18 +179,20 @@ class Elo:
                 self.rating_[there] += step * surprise.sum(axis=1) / (len(there) - 1)
             self.games_[there] += 1
             self.seen_ = self.seen_ + np.array([score.sum(), len(there)])
+        self._qualities.clear()
 
     def predict(self, queries: Sequence[Query], pool: Sequence[Candidate]) -> Estimates:
+        return {"quality": Estimate(*(np.repeat(row[None], len(queries), axis=0) for row in self._qualities(pool)))}
+
+    def _work_out(self, pool: Sequence[Candidate]) -> tuple[Array, Array]:
+        """Mean and std, each [m]."""
         at = [self.column_.get(candidate.id, -1) for candidate in pool]
-        if not len(queries) or not len(pool):
-            return nothing("quality", len(queries), len(pool))
         rating, games = (np.append(column, 0.0)[at] for column in (self.rating_, self.games_))  # 0: never seen
         everyone = np.append(self.rating_[self.games_ > 0], [] if self.games_.any() else [0.0])
         middle = (self.seen_[0] + 0.5) / (self.seen_[1] + 1.0)
         offset = offset_of(everyone[None], np.array([middle]), np.full((1, len(everyone)), 1 / len(everyone)))
         mean = sigmoid(rating - offset[0])
-        std = np.sqrt(mean * (1 - mean) / (games + 1.0)) + 1e-3
-        return {"quality": Estimate(*(np.repeat(row[None], len(queries), axis=0) for row in (mean, std)))}
+        return mean, np.sqrt(mean * (1 - mean) / (games + 1.0)) + 1e-3
 
     def state(self) -> tuple[dict[str, Any], dict[str, Array]]:
         arrays = {"rating": self.rating_, "games": self.games_, "seen": self.seen_}
