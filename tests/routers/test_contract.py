@@ -18,6 +18,7 @@ from polyroute.protocols import OnlineRouter, Router
 from polyroute.routers.bradley_terry import BradleyTerry, Elo
 from polyroute.routers.calibrate import Calibrated
 from polyroute.routers.cascade import Cascade
+from polyroute.routers.centroids import Centroids
 from polyroute.routers.cluster import Cluster
 from polyroute.routers.conformal import Conformal
 from polyroute.routers.constant import Constant
@@ -30,6 +31,7 @@ from polyroute.routers.latency import Latency
 from polyroute.routers.length import Length
 from polyroute.routers.linear import Linear
 from polyroute.routers.load import Load
+from polyroute.routers.match import Match
 from polyroute.routers.mix import Mix, Together
 from polyroute.routers.novelty import Novelty
 from polyroute.routers.price import Price
@@ -92,7 +94,9 @@ CASES = {
     "elo": Case(Elo, serves_unknown=True, works_unfitted=True, reads_embeddings=False),
     "irt": Case(irt, serves_unknown=True, saved_within=1e-6),
     "in context": Case(InContext, serves_unknown=True),
+    "centroids": Case(Centroids),
     "contextual": Case(lambda: Contextual(Linear(kind="ridge", rank=None), Contexts())),
+    "match": Case(Match, ("shortfall", "capability")),
     "diagonal": Case(Diagonal, serves_unknown=True, works_unfitted=True),
     "diagonal of cost": Case(lambda: Diagonal("cost"), ("cost",), serves_unknown=True, works_unfitted=True),
     "described": Case(Described, serves_unknown=True),

@@ -1,8 +1,8 @@
 """System 93, small model by default and larger ones where its answer does not convince: the verified cascade.
 
 Parts: signals/answer (texts to numbers), routers/cascade (a router before the answer, a verifier after it, a plan),
-flows/cascade (`verified`), offline/replay. Source: the survey of small language models for agents, arXiv:2510.03847,
-names validators, calibrated confidence and the cost per success; the plan by optimal stopping is our own.
+flows/cascade (`verified`), offline/replay. The survey of small language models for agents names validators, calibrated
+confidence and the cost per success; the plan by optimal stopping is our own.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ class Bench:
     def __init__(self, cascade: Cascade, pool: Sequence[Candidate], keep: int = 100_000):
         self.cascade, self.pool, self.keep = cascade, list(pool), keep
         self.place = {candidate.id: j for j, candidate in enumerate(self.pool)}
-        self.before: dict[str, tuple[Array, Array]] = {}
-        self.readings: dict[tuple[str, tuple[str, ...]], Reading] = {}
+        self.before: dict[tuple[str, str], tuple[Array, Array]] = {}
+        self.readings: dict[tuple[str, ...], Reading] = {}
 
     def judge(self, trade_off: float) -> Judge:
         """For `flows.cascade.verified`. trade_off: of cost against quality, as in offline/frontier."""
@@ -81,20 +81,21 @@ class Bench:
         return verified(query, self.judge(trade_off))
 
     def reading(self, query: Query, tried: Sequence[Outcome]) -> Reading:
-        """What the answers so far say; answers with the same query id and candidates are taken for the same."""
-        names = tuple(outcome.decision.candidate_ids[0] for outcome in tried)
-        if (query.id, names) not in self.readings:
+        """What the answers so far say."""
+        names = [outcome.decision.candidate_ids[0] for outcome in tried]
+        key = (query.id, query.text, *names, *(outcome.text for outcome in tried))
+        if key not in self.readings:
             if len(self.readings) >= self.keep:
                 self.readings.clear()
                 self.before.clear()
-            self.readings[query.id, names] = self._read(query, tried, names)
-        return self.readings[query.id, names]
+            self.readings[key] = self._read(query, tried, names)
+        return self.readings[key]
 
     def _read(self, query: Query, tried: Sequence[Outcome], names: Sequence[str]) -> Reading:
-        if query.id not in self.before:
+        if (query.id, query.text) not in self.before:
             said = self.cascade.predict([query], self.pool)
-            self.before[query.id] = said["quality"].mean, said["cost"].mean
-        expected, price = self.before[query.id]
+            self.before[query.id, query.text] = said["quality"].mean, said["cost"].mean
+        expected, price = self.before[query.id, query.text]
         m, at = len(self.pool), [self.place[name] for name in names]
         features, same, asked = np.zeros((1, m, DIM)), np.zeros((1, m, m)), np.zeros((1, m), bool)
         if at:
@@ -120,3 +121,12 @@ def verified_cascade_curve(
     learned = with_answers(train, answers)
     fitted = (cascade or verified_cascade()).fit(learned, evidence_of(learned, answers))
     return replayed(name, Bench(fitted, test.pool).flow, test, trade_offs, answers).curve
+
+
+def cost_per_success(cost: Array, success: Array) -> float:
+    """USD paid for one right answer: the cost [n] of all attempts, failed ones too, over the successes [n] in 0..1.
+
+    Infinite where nothing succeeded.
+    """
+    good = float(np.sum(success))
+    return float(np.sum(cost)) / good if good > 0 else float("inf")

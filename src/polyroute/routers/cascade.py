@@ -52,10 +52,10 @@ class Cascade:
         prior: Router,
         cost: Router,
         rungs: int = MOST_RUNGS,
-        l2: float = 100.0,
+        l2: float = 30.0,
         shrink: float = 1000.0,
         folds: int = 5,
-        draws: int = 12,
+        draws: int = 6,
         seed: int = 0,
     ):
         if not 1 <= rungs <= MOST_RUNGS:

@@ -13,6 +13,7 @@ from polyroute.routers.heads import logistic_posterior, sigmoid
 from polyroute.routers.rows import check_shape
 from polyroute.types import Array, Rng
 
+FEW = 3  # candidates; with more, weights for each one's looks would outgrow the answers
 SURE = 0.01  # probabilities are kept this far from 0 and 1 before a logit is taken
 
 
@@ -63,11 +64,12 @@ class Verifier:
     what was expected of it, and apart for each kind of answer (two models that pick the same of two options say less
     than two that pick the same of four). It is fitted on random sets of candidates tried, so that it holds for any;
     then an isotonic curve, fitted on held-out folds, makes the probability mean what it says.
+    Where few candidates are judged, looks are also weighed apart for each: an odd length means another thing with each.
     Candidates it never saw answer are judged by all of this but their name.
     Source: verifiers of cascades, FrugalGPT (arXiv:2305.05176) and AutoMix (arXiv:2310.12963); features are our own.
     """
 
-    def __init__(self, l2: float = 100.0, draws: int = 12, folds: int = 5, seed: int = 0):
+    def __init__(self, l2: float = 30.0, draws: int = 6, folds: int = 5, seed: int = 0):
         if not l2 > 0:
             raise ConfigError("l2", got=l2, expected="a penalty above 0")
         for name, value, least in (("draws", draws, 1), ("folds", folds, 2)):
@@ -133,8 +135,10 @@ class Verifier:
         kind = looks[:, : evidence.kinds]
         counts = [agree.sum(axis=1), differ.sum(axis=1), (agree * odds).sum(axis=1), (differ * odds).sum(axis=1)]
         own, nearest = odds[rows, j], agree.max(axis=1, initial=0.0)
+        crossed = names[j][:, :, None] * looks[:, None, :] if len(self.column_) <= FEW else np.zeros((len(j), 0))
+        plain = np.stack([own, *counts, nearest, odds.mean(axis=1)], axis=1)
         return np.concatenate(
-            [names[j], looks, agree @ names, differ @ names, np.stack([own, *counts, nearest, odds.mean(axis=1)], 1),
+            [crossed.reshape(len(j), -1), names[j], looks, agree @ names, differ @ names, plain,
              *(column[:, None] * kind for column in (own, *counts))],
             axis=1,
         )  # fmt: skip
