@@ -35,6 +35,7 @@ from polyroute.offline.benchmark import (
     record_of,
 )
 from polyroute.offline.choose import FAMILIES, QUALITY_ROUTERS, Chosen, best, families_of, quality_router, try_settings
+from polyroute.offline.evaluate import SHRUNK_KNN
 from polyroute.offline.results import CASCADE, DEFAULT, Section, page
 from polyroute.proofs.tables import data_folder
 from polyroute.protocols import Router
@@ -306,7 +307,8 @@ def section(table: str, features: str, records: Mapping[str, Record], output: Pa
     ]  # fmt: skip
     marked = next((name for name in (CASCADE, DEFAULT) if name in records), None)
     marked = marked or max(rows[: len(records) - 1], key=lambda row: row["aiq"])["name"]
-    drawn = [{**row, "marked": row["name"] == marked} for row in rows if len(row["cost"]) > 1]
+    drawn = [{**row, "marked": row["name"] == marked} for row in rows
+             if len(row["cost"]) > 1 and row["name"] != SHRUNK_KNN]  # fmt: skip
     name = f"{output.stem}-{table}-{features}.svg"
     title = f"{table}, test split ({facts['test']:,} queries), {features}"
     plot_frontiers(output.parent / name, drawn, facts, title)
