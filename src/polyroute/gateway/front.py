@@ -254,6 +254,9 @@ class Call:
         except asyncio.CancelledError:
             self.front.transport.abort()
             raise
+        finally:
+            self.left = None
+            del self.scope["extensions"]  # which leads back here: without it a request is gone when it is over
         if self.answered or self.gone:
             return
         if self.began:
@@ -352,28 +355,18 @@ class Call:
         if self.began:
             raise RuntimeError("expected one http.response.start, got two")
         self.began = True
-        lines = [STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status]
-        self.chunked = status not in BODILESS
-        for name, value in (*self.front.state.default_headers, *headers):
-            if name == b"content-length":
-                self.wanted, self.chunked = int(value), False
-            elif name == b"connection" and value.lower() == b"close":
-                self.keep_alive = False
-                continue
-            lines.append(b"%b: %b\r\n" % (name, value))
-        ends = len(lines)
-        if self.scope["method"] == "HEAD":
-            self.wanted, self.chunked = None, False
-        if self.chunked and self.scope["http_version"] == "1.0":
-            self.chunked = False  # such a client reads until the connection ends
-        elif self.chunked:
-            lines.append(b"transfer-encoding: chunked\r\n")
-            ends += 1
+        length = next((value for name, value in headers if name == b"content-length"), None)
+        pairs = [*self.front.state.default_headers, *headers]
+        if self.scope["method"] != "HEAD":
+            self.wanted = None if length is None else int(length)
+            # A client of HTTP/1.0 reads until the connection ends.
+            self.chunked = length is None and status not in BODILESS and self.scope["http_version"] != "1.0"
+        if self.chunked:
+            pairs.append((b"transfer-encoding", b"chunked"))
         if not self.keep_alive or not self.whole:
-            lines.append(b"connection: close\r\n")
-            ends += 1
-        lines.append(b"\r\n")
-        head = b"".join(lines)
-        if head.count(b"\n") != ends + 1:
+            pairs.append((b"connection", b"close"))
+        lines = [b"%b: %b\r\n" % pair for pair in pairs]
+        head = (STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status) + b"".join(lines) + b"\r\n"
+        if head.count(b"\n") != len(lines) + 2:
             raise RuntimeError("expected headers of one line each")
         return head

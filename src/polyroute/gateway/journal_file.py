@@ -65,10 +65,12 @@ CREATE INDEX IF NOT EXISTS feedback_time ON feedback (time);
 
 # The same row written twice is one row: a batch may be retried after an error that came too late to matter.
 INSERT = {
-    "decisions": f"INSERT OR REPLACE INTO decisions VALUES ({', '.join('?' * 17)})",
-    "outcomes": f"INSERT OR REPLACE INTO outcomes VALUES ({', '.join('?' * 15)})",
-    "feedback": f"INSERT OR IGNORE INTO feedback VALUES ({', '.join('?' * 5)})",
+    "decisions": "INSERT OR REPLACE INTO decisions VALUES",
+    "outcomes": "INSERT OR REPLACE INTO outcomes VALUES",
+    "feedback": "INSERT OR IGNORE INTO feedback VALUES",
 }
+TUPLE = {"decisions": f"({', '.join('?' * 17)})", "outcomes": f"({', '.join('?' * 15)})", "feedback": "(?, ?, ?, ?, ?)"}
+TOGETHER = 50  # rows one statement inserts: each statement hands the interpreter's lock back and forth once
 ADD_TOTAL = """INSERT INTO totals VALUES (?, ?, ?)
     ON CONFLICT (name, label) DO UPDATE SET value = value + excluded.value"""
 
@@ -172,14 +174,23 @@ def write(connection: sqlite3.Connection, rows: Sequence[Row], sums: Mapping[Tot
     """Add rows and running sums in one transaction: all of it, or nothing and an sqlite3.Error."""
     connection.execute("BEGIN IMMEDIATE")
     try:
-        for table, statement in INSERT.items():
-            connection.executemany(statement, [row.values for row in rows if row.table == table])
+        for table in INSERT:
+            insert(connection, table, [row.values for row in rows if row.table == table])
         connection.executemany(ADD_TOTAL, [(*key, amount) for key, amount in sums.items()])
         connection.execute("COMMIT")
     except BaseException:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise
+
+
+def insert(connection: sqlite3.Connection, table: str, rows: Sequence[tuple[Any, ...]]) -> None:
+    """Add rows to a table, many to a statement."""
+    many = f"{INSERT[table]} {', '.join([TUPLE[table]] * TOGETHER)}"
+    whole = len(rows) - len(rows) % TOGETHER
+    for start in range(0, whole, TOGETHER):
+        connection.execute(many, [value for row in rows[start : start + TOGETHER] for value in row])
+    connection.executemany(f"{INSERT[table]} {TUPLE[table]}", rows[whole:])
 
 
 def checkpoint(path: Path) -> None:
@@ -195,7 +206,7 @@ def writable(connection: sqlite3.Connection, rows: Sequence[Row]) -> list[Row]:
     try:
         for row in rows:
             with contextlib.suppress(*UNWRITABLE):
-                connection.execute(INSERT[row.table], row.values)
+                connection.execute(f"{INSERT[row.table]} {TUPLE[row.table]}", row.values)
                 good.append(row)
     finally:
         if connection.in_transaction:

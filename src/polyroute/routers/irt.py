@@ -29,7 +29,7 @@ class IRT:
 
     def __init__(self, metric: str = "quality", *, l2: float = 10.0, shrink: float = 4.0, skill_l2: float = 1e-3):
         self.metric, self.l2, self.shrink, self.skill_l2 = metric, l2, shrink, skill_l2
-        self._abilities = PerPool(self.abilities)
+        self._standing = PerPool(self._work_out)
         self._both: Array | None = None
 
     def fit(self, outcomes: Outcomes, weight: Array | None = None) -> Self:
@@ -52,7 +52,7 @@ class IRT:
         self.ability_, self.ability_std_, self.difficulty_, self.difficulty_std_ = solved
         self.column_ = {candidate.id: j for j, candidate in enumerate(outcomes.pool)}
         self._both = None
-        self._abilities.clear()
+        self._standing.clear()
         seen = self.ability_.mean(axis=0)
         self.prior_mean_ = seen  # [s]
         self.prior_std_ = float(max(0.5, np.sqrt(self.ability_.mean(axis=1).var() + 0.25)))
@@ -102,14 +102,17 @@ class IRT:
         if not len(queries) or not len(pool):
             return nothing(self.metric, len(queries), len(pool))
         x = embeddings(queries, width=len(self.skill_weight_))
-        ability, std = self._abilities(pool)
+        above, doubt = self._standing(pool)
         seen = x @ self._fused()  # [n, s + 1]: skills, and the part of difficulty that is linear in the embedding
         mixture = softmax(seen[:, :-1] + self.skill_bias_)
-        level = SKILL_SCALE * self.difficulty_[x.shape[1] :]  # [s]
-        logit = mixture @ (ability - level).T - seen[:, -1:]  # [n, m]
-        mean = 1 / (1 + np.exp(-logit))
-        doubt = np.sqrt(std[None, :] ** 2 + self.difficulty_std_**2)
+        mean = 1 / (1 + np.exp(seen[:, -1:] - mixture @ above))
         return {self.metric: Estimate(mean, mean * (1 - mean) * doubt)}
+
+    def _work_out(self, pool: Sequence[Candidate]) -> tuple[Array, Array]:
+        """([s, m] ability above each skill's own level, [m] std of a logit)."""
+        ability, std = self.abilities(pool)
+        level = SKILL_SCALE * self.difficulty_[len(self.skill_weight_) :]  # [s]
+        return np.ascontiguousarray((ability - level).T), np.sqrt(std**2 + self.difficulty_std_**2)
 
     def explain(self, query: Query) -> dict[str, Any]:
         """What the router sees in one query: difficulty in logits, share of each skill."""

@@ -89,9 +89,12 @@ class RunningMean:
         return mean, mean / np.sqrt(1.0 + seen)
 
     def predict(self, queries: Sequence[Query], pool: Sequence[Candidate]) -> Estimates:
-        means, stds = self._means(pool)
-        key = np.minimum(self._keys(queries)[0], len(means) - 1)
-        mean, std = means[key], stds[key]
+        mean, std = self._means(pool)
+        if self.keyed:
+            key = np.minimum(self._keys(queries)[0], len(mean) - 1)
+            mean, std = mean[key], std[key]
+        elif len(queries) != 1:
+            mean, std = np.repeat(mean, len(queries), axis=0), np.repeat(std, len(queries), axis=0)
         if self.metric == "output_tokens":
             mean, std = capped(mean, std, queries)
         return {self.metric: Estimate(mean, std)}

@@ -141,7 +141,7 @@ NUMBER_OF = byte_table({"1": b"d"}, b"0")  # roles -> "01" where a number starts
 
 def level(count: float, full: float) -> float:
     """A count on a logarithmic scale: 0 at none, 1 from `full` on."""
-    return min(math.log1p(count) / math.log1p(full), 1.0)
+    return min(math.log1p(count) / math.log1p(full), 1.0) if count else 0.0
 
 
 def surface(text: str) -> Array:
