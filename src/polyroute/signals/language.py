@@ -2,6 +2,7 @@
 
 Small and offline: the profiles below are all there is. Good for sentences; a few words, code or formulas are often
 `und` (not determined), and close relatives (Danish and Norwegian, Indonesian and Malay) are told apart poorly.
+Cyrillic text that is not Ukrainian counts as Russian.
 """
 
 from __future__ import annotations
@@ -93,8 +94,6 @@ WORDS: dict[str, dict[str, str]] = {
         "пожалуйста",
         "uk": "і в на не що я з у та до як це він за по але про так вони від його є ми для бути був коли або ще "
         "тільки вже чому який де може можна дуже цей вона якщо без під чи їх будь ласка потрібно",
-        "bg": "на и да се не за от в с е че по са си ще до като това как но беше съм те той има или кой къде защо "
-        "може много при само още този тази който която които бъде ли ми моля",
     },
     "Arabic": {
         "ar": "في من على أن إلى التي عن مع هذا كان ما لا هذه الذي هو هي أو بين كل بعد قد لم كيف لماذا أين هل ثم "
@@ -108,7 +107,7 @@ WORDS: dict[str, dict[str, str]] = {
 LETTERS: dict[str, str] = {
     "de": "ßäöü", "fr": "èêàçœùâîô", "es": "ñ¿¡óíáú", "it": "àèìòù", "pt": "ãõçáéê", "sv": "åäö", "da": "æøå",
     "nb": "æøå", "fi": "äö", "pl": "łąęśćżźńó", "cs": "řůěčšžýí", "ro": "țșăâî", "hu": "őűáéöü", "tr": "ğışçöü",
-    "vi": "ạảấầẩẫậắằẳẵặẹẻẽếềểễệỉịọỏốồổỗộớờởỡợụủứừửữựỳỵỷỹơưđ", "ru": "ыэё", "uk": "іїєґ", "bg": "ъ", "fa": "پچژگی",
+    "vi": "ạảấầẩẫậắằẳẵặẹẻẽếềểễệỉịọỏốồổỗộớờởỡợụủứừửữựỳỵỷỹơưđ", "ru": "ыэё", "uk": "іїєґ", "fa": "پچژگی",
 }  # fmt: skip
 
 
