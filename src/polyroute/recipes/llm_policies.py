@@ -80,7 +80,7 @@ class Server:
 def ask_around(server: Server, items: list[Probe], pool: list[Candidate]) -> dict[str, float]:
     """System 2: think, search a model by name, answer. A broken form is counted; the last of the pool is fallback."""
     agentic = AgenticRouter(ROUTER, pool, max_turns=2, fallback=pool[-1],
-                            descriptors={c.id: c.id.rsplit("-", 1)[1] + " parameters" for c in pool})  # fmt: skip
+                            descriptors={c.id: c.id.rsplit("-", 1)[-1] + " parameters" for c in pool})  # fmt: skip
     right, fault, turns, unusable, alone = 0.0, 0, 0.0, 0.0, 0.0
     for probe in items:
         trace = agentic.run(Query(probe.id, probe.prompt), server.backend)
