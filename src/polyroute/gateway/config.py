@@ -17,6 +17,7 @@ from typing import Literal, TypeAlias
 
 from polyroute.errors import ConfigError, nearest
 from polyroute.gateway.config_faults import faults, is_path, pool_warnings, warnings
+from polyroute.gateway.guards import GuardConfig
 from polyroute.gateway.schema import json_schema
 from polyroute.gateway.strict import Reader, Secret, check, option
 from polyroute.gateway.transport import Timeouts
@@ -173,6 +174,9 @@ class Config:
     models: tuple[ModelConfig, ...] = option("The pool. Without any: two small local models.", ())
     policies: Mapping[str, PolicyConfig] = option(
         "Virtual models by name; `auto`, `auto:cheap` and `auto:best` always exist.", dict
+    )
+    guards: Mapping[str, GuardConfig] = option(
+        "What a request's text may hold; without any, nothing is looked for.", dict
     )
     source: Path | None = field(default=None)  # the file; None: embedded defaults
     warnings: tuple[str, ...] = field(default=())  # what is legal and perhaps not meant

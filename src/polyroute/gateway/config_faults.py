@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from polyroute.errors import ConfigError, nearest
+from polyroute.gateway.guards import guard_faults
 from polyroute.gateway.strict import Words, join
 from polyroute.signals.needs import CAPABILITIES
 from polyroute.types import Candidate, Profile
@@ -38,6 +39,7 @@ def faults(config: Config) -> Iterator[ConfigError]:
     yield from name_faults(config)
     for i, model in enumerate(config.models):
         yield from model_faults(model, f"models[{i}]")
+    yield from guard_faults(config.guards, [model.id for model in config.models])
     artefact = config.router.artefact
     if artefact != "default" and not Path(artefact).is_file():
         hint = 'Write one with `polyroute fit`, or say "default".'

@@ -51,6 +51,11 @@ trade_off = 0.3
 # explore = "thompson"                    # now and then another than the best, to learn what it yields
 # budget_usd_per_request = 0.002
 # deadline_s = 5.0
+
+# Guards look at a request's text before a model is chosen; without any, nothing is looked for.
+# [guards.pii]
+# action = "restrict"                     # or "flag", or "refuse"
+# models = ["qwen2.5-coder-0.5b"]         # personal data and secrets stay here
 """
 
 
