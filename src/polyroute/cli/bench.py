@@ -10,11 +10,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from polyroute.artefact import ROUTERS, resolve_router
+from polyroute.artefact import ROUTERS, load, resolve_router, save
 from polyroute.cli.fit import made_with
 from polyroute.cli.progress import Steps, say
 from polyroute.cli.tables import FEATURES, answered, counted, embedded
@@ -225,7 +226,21 @@ def measured(name: str, table: Ground, chosen: Chosen) -> Record:
     router: Router = quality_router(name, chosen) if name in QUALITY_ROUTERS else resolve_router(name)()
     took = time.perf_counter() - started
     own = {family: chosen[family] for family in families}
-    return {"chosen": own, "choosing_s": took} | bench_router(name, router, table)
+    record = {"chosen": own, "choosing_s": took} | bench_router(name, router, table)
+    return record | size_of(router, table)
+
+
+def size_of(router: Router, table: Ground) -> Record:
+    """What the router takes as a file, and how long that takes to load; nothing for a kind that cannot be saved."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "r.npz"
+        try:
+            save(router, path, features="bench", pool=table.test.pool)
+        except UnknownNameError:
+            return {}
+        started = time.perf_counter()
+        load(path)
+        return {"load_s": time.perf_counter() - started, "file_mb": path.stat().st_size / 1e6}
 
 
 def choose_settings(families: Sequence[str], table: Ground, chosen: Chosen) -> None:

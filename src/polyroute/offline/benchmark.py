@@ -25,7 +25,7 @@ from polyroute.protocols import Router
 from polyroute.routers.knn import KNN
 from polyroute.types import Array, Outcomes
 
-PROTOCOL = 2  # raised when a figure would come out otherwise: older records are then made anew
+PROTOCOL = 3  # raised when a figure would come out otherwise: older records are then made anew
 PLAIN_KNN = "plain kNN"
 PLAIN = Family(KNN, grid(k=(160, 120, 80, 40), kappa=(0.0,)))
 TARGETS = {"routerbench": 0.843, "llmrouter9": 0.671, "routellm": 0.787, "routerdc7": 0.628}

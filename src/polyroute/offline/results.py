@@ -40,8 +40,8 @@ READING = """\
 so collects luck too. **cost@95 %** is the cost to reach 95 % of the best single model's quality, relative to that
 model's cost. **ECE** is the distance of predicted from observed quality. **fit** is from ready embeddings, without the
 choice of settings; **decisions/s** in batches of 1,024 and **alone** for one query count prediction and choice.
-Some are parts that were made for another input and are here for completeness: `elo` looks at no query at all, and
-`diagonal` wants one-hot contexts in place of an embedding.
+**file** is the size when saved. Some are parts made for another input and are here for completeness: `elo` looks at no
+query at all, `diagonal` wants one-hot contexts in place of an embedding, `described` texts about the models.
 """
 
 
@@ -136,8 +136,8 @@ def section_lines(one: Section) -> str:
         + (" A table this small tells little." if facts["test"] < 200 else "") + "\n",
         *([f"![frontiers on {one.table}]({one.plot})\n"] if one.plot else []),
         f"| router | {figure} | minus plain kNN | gap closed | Q@50 % | cost@95 % | cost@100 % |"
-        + (" APGR |" if pair else "") + " ECE | fit | decisions/s | alone |",
-        "|---|---:|---:|---:|---:|---:|---:|" + ("---:|" if pair else "") + "---:|---:|---:|---:|",
+        + (" APGR |" if pair else "") + " ECE | fit | decisions/s | alone | file |",
+        "|---|---:|---:|---:|---:|---:|---:|" + ("---:|" if pair else "") + "---:|---:|---:|---:|---:|",
     ]  # fmt: skip
     for row in sorted(one.rows, key=lambda row: -row["aiq"]):
         learned, routes = "fit_s" in row, "fit_s" in row or "routes" in row
@@ -148,7 +148,8 @@ def section_lines(one: Section) -> str:
             *(number(row[key]) for key in ("quality_50", "cost_95", "cost_100")),
             *([number(row["pair"]["apgr"]) if "pair" in row else ""] if pair else []),
             *([f"{row['ece']:.3f}", f"{row['fit_s']:.2g} s", f"{row['decisions_per_s']:,.0f}",
-               f"{row['decision_p50_us']:,.0f} us"] if learned else [""] * 4),
+               f"{row['decision_p50_us']:,.0f} us",
+               f"{row['file_mb']:.1f} MB" if "file_mb" in row else ""] if learned else [""] * 5),
         ]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     chosen = {family: found for row in one.rows for family, found in row.get("chosen", {}).items()}
