@@ -52,6 +52,7 @@ ROUTERS: dict[str, str] = {
     "described": "polyroute.routers.described:Described",
     "softmax-policy": "polyroute.routers.softmax_policy:SoftmaxPolicy",
     "cascade": "polyroute.routers.cascade:Cascade",
+    "default": "polyroute.routers.default:Default",
 }
 
 

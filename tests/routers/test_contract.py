@@ -23,6 +23,7 @@ from polyroute.routers.cluster import Cluster
 from polyroute.routers.conformal import Conformal
 from polyroute.routers.constant import Constant
 from polyroute.routers.context import Contexts, Contextual
+from polyroute.routers.default import Default
 from polyroute.routers.described import Described
 from polyroute.routers.diagonal import Diagonal
 from polyroute.routers.incontext import InContext
@@ -92,6 +93,7 @@ CASES = {
     "bradley-terry with a prior": Case(lambda: BradleyTerry(100.0, prior=GUESS), serves_unknown=True),
     "conformal": Case(lambda: Conformal(Linear("cost", tokens="linear")), ("cost",)),
     "elo": Case(Elo, serves_unknown=True, works_unfitted=True, reads_embeddings=False),
+    "default": Case(Default, ("quality", "cost"), serves_unknown=True),
     "irt": Case(irt, serves_unknown=True, saved_within=1e-6),
     "in context": Case(InContext, serves_unknown=True),
     "centroids": Case(Centroids),
