@@ -447,7 +447,16 @@ def test_every_key_is_described_and_every_table_is_closed():
                 walk(node[word], path)  # type: ignore[arg-type]
 
     walk(schema(), "")
-    assert set(schema()["properties"]) == {"server", "router", "journal", "timeouts", "local", "models", "policies"}
+    assert set(schema()["properties"]) == {
+        "server",
+        "router",
+        "journal",
+        "timeouts",
+        "local",
+        "models",
+        "policies",
+        "guards",
+    }
 
 
 def test_the_example_is_the_defaults_said_aloud(write, monkeypatch):
@@ -468,7 +477,7 @@ def test_what_is_commented_out_in_the_example_works_too(write):
     lines = [
         line.removeprefix("# ") if line.startswith(("# [", "# id =", "# url", "# api_key", "# upstream", "# price",
                                                     "# context =", "# offers", "# weights", "# explore", "# budget",
-                                                    "# deadline")) else line
+                                                    "# deadline", "# action", "# models")) else line
         for line in example().splitlines()
     ]  # fmt: skip
     config = load_config(write("\n".join(lines)), environment={"OPENAI_API_KEY": "k"})
