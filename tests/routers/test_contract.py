@@ -20,6 +20,7 @@ from polyroute.routers.calibrate import Calibrated
 from polyroute.routers.cascade import Cascade
 from polyroute.routers.centroids import Centroids
 from polyroute.routers.cluster import Cluster
+from polyroute.routers.coarse import CoarseToFine
 from polyroute.routers.conformal import Conformal
 from polyroute.routers.constant import Constant
 from polyroute.routers.context import Contexts, Contextual
@@ -101,6 +102,7 @@ CASES = {
     "match": Case(Match, ("shortfall", "capability")),
     "diagonal": Case(Diagonal, serves_unknown=True, works_unfitted=True),
     "diagonal of cost": Case(lambda: Diagonal("cost"), ("cost",), serves_unknown=True, works_unfitted=True),
+    "coarse to fine": Case(lambda: CoarseToFine({"m0": "a", "m1": "b", "m2": "a", "m3": "b"}, k=1)),
     "described": Case(Described, serves_unknown=True),
     "softmax policy": Case(lambda: SoftmaxPolicy(steps=30), ("preference",)),
     "cascade, no answers": Case(lambda: Cascade(KNN(k=7), Linear("cost")), ("quality", "cost")),

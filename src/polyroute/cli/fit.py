@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+from dataclasses import replace
 from importlib.metadata import version
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -42,11 +43,13 @@ from polyroute.offline.choose import (
 from polyroute.offline.frontier import reference_cost
 from polyroute.offline.split import part
 from polyroute.protocols import Router
+from polyroute.routers.default import Default
 from polyroute.routers.mix import Together
 from polyroute.types import Outcomes
 
 EXAMPLE = """examples:
   polyroute fit outcomes/routerbench.parquet --router knn -o r.npz
+  polyroute fit outcomes/routerbench.parquet --router default -o r.npz
   polyroute fit outcomes/llmrouter9.parquet --router mix --features minilm-1 -o r.npz
   polyroute fit .polyroute/journal.sqlite --prior default -o r.npz
 
@@ -54,7 +57,9 @@ A table has one row per query and model: query_id, model, score (0..1), cost_usd
 them, split, group_id, dataset, input_tokens. Learns from split train, chooses settings on split valid, never reads
 test; without a column split it uses every row and chooses by group-aware cross-validation. A journal (SQLite) of the
 gateway serves too, as far as feedback reported quality. Features recorded-minilm are the vectors of embeddings.npy and
-queries.parquet beside the table or one folder above; the gateway cannot make them, so fit with another to serve."""
+queries.parquet beside the table or one folder above; the gateway cannot make them, so fit with another to serve.
+The router named default sets itself by folds within what it learns from, so it learns from train and valid together."""
+DEFAULT = "default"
 
 
 class Fitted(NamedTuple):
@@ -72,7 +77,7 @@ def add(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("outcomes", type=Path, metavar="OUTCOMES", help="Parquet table, or the gateway's journal")
-    parser.add_argument("--router", default="knn", choices=QUALITY_ROUTERS, help="default: %(default)s")
+    parser.add_argument("--router", default="knn", choices=(*QUALITY_ROUTERS, DEFAULT), help="default: %(default)s")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="R.npz", help="file to write")
     add_table_options(parser)
     parser.add_argument("--prior", metavar="R.npz", help="router to shrink to, or `default`: the shipped cold start")
@@ -119,6 +124,8 @@ def fit(outcomes: Outcomes, args: argparse.Namespace) -> Fitted:
     outcomes = Outcomes(counted(outcomes.queries), outcomes.pool, outcomes.values, outcomes.observed, outcomes.labels)
     prior = load_prior(args.prior, args.features) if args.prior else None
     outcomes = outcomes if prior else with_outcomes(outcomes)
+    if args.router == DEFAULT:
+        return fit_default(outcomes, args)
     chosen, scores, judged = choose(args.router, outcomes, args.seed, prior)
     train = part(outcomes, "train") if split else outcomes
     quality = quality_router(args.router, chosen, prior)
@@ -131,6 +138,27 @@ def fit(outcomes: Outcomes, args: argparse.Namespace) -> Fitted:
         "reference_cost_usd": reference_cost(train), "made_with": made_with(),
     }  # fmt: skip
     return Fitted(router, list(outcomes.pool), info)
+
+
+def fit_default(outcomes: Outcomes, args: argparse.Namespace) -> Fitted:
+    """The router `auto` is meant to use, on every row given: splits train and valid, or all.
+
+    Prompt tokens are counted from the routed text, since that is all `predict` and the gateway will have; a table may
+    state those of a longer prompt. Raises: ConfigError for --prior, which it has no use for.
+    """
+    if args.prior:
+        raise ConfigError("--prior", got=args.prior, expected="none with --router default: it makes its own")
+    queries = counted([replace(query, num_tokens=None) if query.text else query for query in outcomes.queries])
+    table = replace(outcomes, queries=queries)
+    say(f"fitting on {len(table):,} queries")
+    router = Default(args.seed).fit(table)
+    split = "train and valid" if "split" in table.labels else "all rows"
+    info = {
+        "router": DEFAULT, "table": args.outcomes.name, "features": args.features, "split": split, "rows": len(table),
+        "complete": bool(complete(table).all()), "chosen": {}, "scores": {}, "seed": args.seed, "prior": None,
+        "reference_cost_usd": reference_cost(table), "made_with": made_with(),
+    }  # fmt: skip
+    return Fitted(router, list(table.pool), info)
 
 
 def choose(

@@ -15,8 +15,8 @@ from polyroute.errors import ShapeError
 from polyroute.types import Array, Outcomes, Query
 
 REQUIRED = ("query_id", "model", "score", "cost_usd")
-OPTIONAL = ("dataset", "split", "group_id", "input_tokens", "output_tokens", "latency_ms", "latency_s")
-LABELS = {"dataset": "dataset", "split": "split", "group_id": "group"}  # column -> label
+OPTIONAL = ("dataset", "split", "group_id", "source_id", "input_tokens", "output_tokens", "latency_ms", "latency_s")
+LABELS = {"dataset": "dataset", "split": "split", "group_id": "group", "source_id": "topic"}  # column -> label
 SLACK = 1e-6  # a score stored in single precision may pass 0 or 1 by this much
 
 
@@ -24,8 +24,9 @@ def load_outcomes(path: Path | str, *, allow_shared_groups: bool = False, any_co
     """Read a long table: one row per (query, model) with at least query_id, model, score, cost_usd and query or prompt.
 
     `values` holds quality (score, 0..1), cost (USD) and, where the table has them, output_tokens and latency (s);
-    `observed` marks the rows there are; `labels` holds dataset, split and group where the table has them. A query's
-    `num_tokens` is the median of its input_tokens over the models. Prices come from a models.json beside or above.
+    `observed` marks the rows there are; `labels` holds dataset, split, group and topic (from source_id, such as an
+    exam's subject) where the table has them. A query's `num_tokens` is the median of its input_tokens over the models.
+    Prices come from a models.json beside or above.
     Without a column group_id, queries of one text share a group if there are any.
     allow_shared_groups: take a table with copies or near-duplicate groups in several splits; a leak, refused otherwise.
     any_cost: take costs that can hardly be USD, refused otherwise; see `data/checks.py`.

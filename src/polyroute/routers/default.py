@@ -1,0 +1,208 @@
+"""The router `auto` uses: recognise the task, look up what each candidate scores there, add what similarity tells.
+
+Letters: n queries, m candidates, d width of what is read of a query, c tasks, l landmarks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+
+from polyroute.errors import NotFittedError, OutcomesError
+from polyroute.routers.residual import Kernel, Left, learn_kernel, learn_left
+from polyroute.routers.rows import (
+    PerPool,
+    check_shape,
+    embeddings,
+    extend,
+    nothing,
+    observed,
+    prompt_tokens,
+    unit_rows,
+    within,
+)
+from polyroute.routers.tasklines import Lines, learn_lines
+from polyroute.routers.tasks import (
+    Classes,
+    Prior,
+    believe,
+    classes_of,
+    learn_prior,
+    learn_recogniser,
+    recognise,
+    sums_of,
+)
+from polyroute.routers.wording import Wording, learn_wording
+from polyroute.types import Array, Candidate, Estimate, Estimates, Outcomes, Query
+
+WORDING = 2.0  # how much the wording counts beside a unit embedding
+FOLDS = 5
+
+
+class Known(NamedTuple):
+    """What is worked out for a pool once, not for each query."""
+
+    table: Array  # [c, 2m] mean score on each task, then its square plus its doubt
+    weight: Array  # [l, m] what similarity adds
+    unsure: Array  # [m] variance of what similarity leaves
+    cost: Array | None  # [c, 3m] of the lines of cost; None: no costs were seen
+
+
+class Default:
+    """Estimate quality, and cost where the table has it, as a task's mean plus what similar queries add to it.
+
+    A multinomial logistic regression on the embedding and the hashed words of the text says which task a query belongs
+    to, with doubt; tasks are the labels `dataset` and `topic`, or clusters where a table has none. Each candidate has a
+    mean a task, shrunk to what is usual there and to how it does elsewhere. What that leaves over is a kernel ridge,
+    part common to all candidates, part each one's own, as strong as held-out folds bear out: often not at all.
+    Cost is a line on prompt tokens a task. Candidates never seen are served from what is usual (and their price);
+    a few answers given to `update` move them from there. The std is the doubt about the mean.
+    """
+
+    metric = "quality"
+
+    def __init__(self, seed: int = 0):
+        self.seed = seed
+        self.column_: dict[str, int] | None = None
+        self._known = PerPool(self._work_out)
+
+    def fit(self, outcomes: Outcomes) -> Self:
+        y, seen = observed(outcomes, self.metric)
+        some = seen.any(axis=1)
+        if not some.any():
+            raise OutcomesError("values['quality']: expected at least one outcome to learn from, got none.")
+        rng = np.random.default_rng(self.seed)
+        if not some.all():
+            outcomes, y, seen = outcomes.take(some), y[some], seen[some]
+        self.width_ = embeddings(outcomes.queries).shape[1]
+        self.wording_ = learn_wording([query.text for query in outcomes.queries], rng)
+        x = self._read(outcomes.queries)
+        tasks = classes_of(outcomes, x[:, : self.width_], rng)
+        c = len(tasks.parent)
+        self.recogniser_ = learn_recogniser(x, tasks.member, c)
+        self.column_, self.sums_ = {}, np.zeros((3, c, 0))
+        at = extend(self.column_, outcomes.pool)
+        self.sums_ = sums_of(y, seen, np.eye(c)[tasks.member])
+        assert list(at) == list(range(len(outcomes.pool)))
+        self.prior_ = learn_prior(self.sums_, tasks.parent, outcomes.pool)
+        self.kernel_ = learn_kernel(x, rng)
+        self.left_ = self._learn_left(outcomes, x, y, seen, tasks)
+        self.lines_ = learn_lines(outcomes, tasks.member, c)
+        self._known.clear()
+        return self
+
+    def _learn_left(self, outcomes: Outcomes, x: Array, y: Array, seen: Array, tasks: Classes) -> Left:
+        """Fit what the table leaves over, recognising each query by folds that had not seen it."""
+        group = np.asarray(outcomes.labels.get("group", np.array([q.id for q in outcomes.queries]))).astype(str)
+        ids = np.array([query.id for query in outcomes.queries])
+        member = np.unique(np.where(group == "", ids, group), return_inverse=True)[1]
+        fold = np.random.default_rng(self.seed).permutation(member.max() + 1)[member] % FOLDS
+        share = np.zeros((len(x), len(tasks.parent)))
+        for k in np.unique(fold):
+            away = fold != k
+            weight = learn_recogniser(x[away], tasks.member[away], len(tasks.parent))
+            share[~away] = recognise(x[~away], weight)
+        table = believe(self.prior_, self.sums_, outcomes.pool).mean
+        left = np.where(seen, y - share @ table, 0.0)
+        return learn_left(self.kernel_, x, left, seen, fold)
+
+    def _read(self, queries: Sequence[Query]) -> Array:
+        """What is read of queries, [n, d] float32: the unit embedding and the wording."""
+        unit = unit_rows(embeddings(queries, self.width_))
+        if not self.wording_.table.shape[1]:
+            return unit
+        return np.hstack([unit, WORDING * self.wording_([query.text for query in queries])])
+
+    def update(self, outcomes: Outcomes) -> None:
+        """Count more outcomes into the tasks' means, by halves where a query may belong to two."""
+        if self.column_ is None:
+            raise NotFittedError(self)
+        y, seen = observed(outcomes, self.metric)
+        at = extend(self.column_, outcomes.pool)
+        gained = len(self.column_) - self.sums_.shape[2]
+        self.sums_ = np.pad(self.sums_, ((0, 0), (0, 0), (0, gained)))
+        self.lines_ = self.lines_.widened(gained)
+        if len(outcomes):
+            x = self._read(outcomes.queries)
+            share = recognise(x, self.recogniser_)
+            # A score is counted net of what similarity will add to it again.
+            extra = self.kernel_(x) @ self._weight(at)
+            self.sums_[:, :, at] += sums_of(y - extra, seen, share)
+            self.lines_ = self.lines_.updated(outcomes, share, at)
+        self._known.clear()
+
+    def _weight(self, at: Array) -> Array:
+        """What similarity adds for the candidates in these columns, [l, m]; for new ones the common part."""
+        own = self.left_.own
+        inside = at < own.shape[1]
+        weight = np.repeat(self.left_.common[:, None], len(at), axis=1)
+        weight[:, inside] += own[:, at[inside]]
+        return weight
+
+    def _work_out(self, pool: Sequence[Candidate]) -> Known:
+        assert self.column_ is not None
+        at = np.array([self.column_.get(candidate.id, len(self.column_)) for candidate in pool], dtype=np.intp)
+        sums = np.concatenate([self.sums_, np.zeros((3, self.sums_.shape[1], 1))], axis=2)[:, :, at]
+        mean, variance = believe(self.prior_, sums, pool)
+        std = self.left_.std
+        own = np.where((at + 1 < len(std)), at + 1, 0)
+        table = np.hstack([mean, mean**2 + variance]).astype(np.float32)
+        cost = self.lines_.table(at, pool) if self.lines_.any else None
+        return Known(table, self._weight(at).astype(np.float32), std[own] ** 2, cost)
+
+    def predict(self, queries: Sequence[Query], pool: Sequence[Candidate]) -> Estimates:
+        if self.column_ is None:
+            raise NotFittedError(self)
+        known, m = self._known(pool), len(pool)
+        if not queries or not m:
+            empty = nothing(self.metric, len(queries), m)
+            return {**empty, **nothing("cost", len(queries), m)} if self.lines_.any else empty
+        x = self._read(queries)
+        share = recognise(x, self.recogniser_)
+        both = share @ known.table
+        mean, square = both[:, :m], both[:, m:]
+        variance = np.maximum(square - mean * mean, 0.0) + known.unsure
+        mean = mean + self.kernel_(x) @ known.weight
+        found = {self.metric: Estimate(within(self.metric, mean), np.sqrt(variance))}
+        if known.cost is not None:
+            found["cost"] = self.lines_.read(share, prompt_tokens(queries), known.cost)
+        return found
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Array]]:
+        if self.column_ is None:
+            raise NotFittedError(self)
+        arrays = {"recogniser": self.recogniser_, "sums": self.sums_}
+        parts: dict[str, Any] = {"wording": self.wording_, "prior": self.prior_, "left": self.left_, "lines": self.lines_}
+        for part, held in parts.items():
+            arrays |= {f"{part}.{name}": value for name, value in held._asdict().items()}
+        arrays |= {"landmarks": self.kernel_.landmarks, "lengths": self.kernel_.length}
+        params = {"seed": self.seed, "candidates": list(self.column_), "width": self.width_}
+        return params | {"scale": self.kernel_.scale}, arrays
+
+    @classmethod
+    def from_state(cls, params: Mapping[str, Any], arrays: Mapping[str, Array]) -> Self:
+        router = cls(params["seed"])
+        router.width_ = int(params["width"])
+        part = {
+            name: {key.partition(".")[2]: np.asarray(value) for key, value in arrays.items() if key.startswith(name)}
+            for name in ("wording.", "prior.", "left.", "lines.")
+        }
+        router.wording_ = Wording.of(**part["wording."])
+        d = router.width_ + router.wording_.table.shape[1]
+        recogniser = np.asarray(arrays["recogniser"], np.float32)
+        router.recogniser_ = check_shape("recogniser", recogniser, (1 + d, None))
+        c, k = recogniser.shape[1], len(params["candidates"])
+        landmarks = check_shape("landmarks", np.asarray(arrays["landmarks"], np.float32), (None, d))
+        length = check_shape("lengths", np.asarray(arrays["lengths"], np.float32), (len(landmarks),))
+        router.kernel_ = Kernel(landmarks, length, float(params["scale"]))
+        router.prior_ = Prior(**part["prior."])
+        check_shape("prior.covariance", router.prior_.covariance, (c, c))
+        router.left_ = Left(**part["left."])
+        check_shape("left.own", router.left_.own, (len(landmarks), len(router.left_.std) - 1))
+        router.lines_ = Lines(**part["lines."])
+        check_shape("lines.line", router.lines_.line, (2, c, k))
+        router.sums_ = check_shape("sums", np.asarray(arrays["sums"], float), (3, c, k))
+        router.column_ = {name: j for j, name in enumerate(params["candidates"])}
+        return router

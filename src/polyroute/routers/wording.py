@@ -1,0 +1,175 @@
+"""What a text's words and pairs of words say beside its embedding: hashed, weighed by rarity, brought to few numbers.
+
+Embeddings of meaning forget the wording, and wording tells tasks apart: the phrase that opens a question, a mark at the
+end of a line. Letters: t tokens of all texts, h hash values, v tokens kept, r directions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Self
+
+import numpy as np
+
+from polyroute.routers.rows import check_shape
+from polyroute.types import Array, Rng
+
+LIMIT = 4_000  # bytes read of a text
+BITS = 17  # of a hash: few of the words kept share a value
+KEPT = 16_000  # tokens kept, the most frequent
+FEWEST = 2  # texts a token must occur in
+LEARNED_FROM = 4_000  # texts the directions are learned from
+CHUNK = 256  # texts worked out at once: what is gathered stays in a core's cache
+
+SPACE, WORD, MARK, LEAD, REST = range(5)  # LEAD, REST: first and later bytes of a character beyond ASCII
+
+
+def _kind(byte: int) -> int:
+    if byte >= 128:
+        return REST if byte < 192 else LEAD
+    character = chr(byte)
+    return WORD if character.isalnum() or character == "_" else MARK if byte > 32 and byte != 127 else SPACE
+
+
+KIND = np.array([_kind(byte) for byte in range(256)], dtype=np.uint8)
+LOWER = np.arange(1, 257, dtype=np.uint64)  # what a byte counts as in a hash: 0 is for spaces
+LOWER[65:91] += np.uint64(32)
+LOWER[KIND == SPACE] = 0
+ODD = 0x9E3779B97F4A7C15  # so that it has an inverse modulo 2**64
+PAIR = (np.uint64(31), np.uint64(0x100000001B3))
+SPREAD = np.uint64(0xD6E8FEB86659FD93)
+
+
+def _powers(base: int) -> Array:
+    powers = np.full(LIMIT + 1, np.uint64(base % 2**64), dtype=np.uint64)
+    powers[0] = 1
+    return np.multiply.accumulate(powers)
+
+
+POWER, INVERSE = _powers(ODD), _powers(pow(ODD, -1, 2**64))
+
+
+def hashed(text: str) -> Array:
+    """A hash below 2**BITS for each word, mark and other character of a text, and for each pair of neighbours: [t] int.
+
+    Upper case counts as lower case in ASCII. Reads LIMIT bytes; never fails (lone surrogates are question marks).
+    """
+    data = np.frombuffer(text[:LIMIT].encode("utf-8", "replace")[:LIMIT], np.uint8)
+    kind = KIND[data]
+    start = (kind != SPACE) & (kind != REST)
+    start[1:] &= (kind[1:] != WORD) | (kind[:-1] != WORD)
+    first = np.flatnonzero(start)
+    if not len(first):
+        return np.empty(0, dtype=np.intp)
+    # A polynomial of the bytes up to each place; the difference of two, moved to power 0, is a hash of what is between.
+    upto = np.zeros(len(data) + 1, dtype=np.uint64)
+    np.cumsum(LOWER[data] * POWER[: len(data)], out=upto[1:])
+    edge = upto[np.append(first, len(data))]
+    word = (edge[1:] - edge[:-1]) * INVERSE[first]
+    both = np.concatenate([word, word[:-1] * PAIR[0] + word[1:] * PAIR[1]])
+    return ((both ^ (both >> np.uint64(32))) * SPREAD >> np.uint64(64 - BITS)).astype(np.intp)
+
+
+class Wording(NamedTuple):
+    """From texts to [n, r]: each token's direction, summed over the distinct tokens, at the length they would have."""
+
+    slot: Array  # [h] int32, the row of each hash value; v for those not kept
+    table: Array  # [v + 1, r] float32, rarity times direction; the last row is 0
+    rarity: Array  # [v + 1] float32; the last is 0
+    centre: Array  # [r] float32, the mean of the texts learned from: a query without a text stands there
+
+    def __call__(self, texts: Sequence[str]) -> Array:
+        """[n, r] float32, centred; zeros for texts of which no token is known."""
+        out = np.zeros((len(texts), self.table.shape[1]), dtype=np.float32)
+        if not out.size:
+            return out
+        for row, text in zip(out, texts, strict=True):
+            if text and len(at := self.distinct(text)):
+                rarity = self.rarity[at]
+                np.divide(self.table[at].sum(axis=0), max(float(np.sqrt(rarity @ rarity)), 1e-6), out=row)
+                row -= self.centre
+        return out
+
+    def distinct(self, text: str) -> Array:
+        """The rows of a text's known tokens, each once."""
+        at = np.unique(self.slot[hashed(text)])
+        return at[:-1] if len(at) and at[-1] == len(self.rarity) - 1 else at
+
+    @classmethod
+    def of(cls, slot: Array, table: Array, rarity: Array, centre: Array) -> Self:
+        """From saved arrays. Raises: ShapeError."""
+        table = check_shape("table", np.asarray(table, np.float32), (None, None))
+        rarity = check_shape("rarity", np.asarray(rarity, np.float32), (len(table),))
+        centre = check_shape("centre", np.asarray(centre, np.float32), (table.shape[1],))
+        slot = check_shape("slot", np.asarray(slot, np.int32), (1 << BITS,))
+        if slot.min() < 0 or slot.max() >= len(table):
+            raise ValueError(f"slot: expected rows of the table, 0 to {len(table) - 1}, got {slot.min()}..{slot.max()}")
+        return cls(slot, table, rarity, centre)
+
+
+def learn_wording(texts: Sequence[str], rng: Rng, num_directions: int = 128, steps: int = 3) -> Wording:
+    """The directions in which texts differ most by their words, rare ones counting more.
+
+    No labels and no outcomes enter. Fewer directions than asked where there are few texts; none without texts.
+    Source: latent semantic analysis, Deerwester et al. 1990; randomised, Halko, Martinsson and Tropp 2011.
+    """
+    tokens = [np.unique(hashed(text)) for text in texts]
+    count = np.bincount(np.concatenate([*tokens, np.empty(0, np.intp)]), minlength=1 << BITS)
+    kept = np.flatnonzero(count >= FEWEST)
+    kept = np.sort(kept[np.argsort(-count[kept], kind="stable")[:KEPT]])
+    rarity = np.append(np.log((1 + len(texts)) / (1 + count[kept])), 0.0).astype(np.float32)
+    slot = np.full(1 << BITS, len(kept), dtype=np.int32)
+    slot[kept] = np.arange(len(kept))
+    chosen = [tokens[i] for i in np.sort(rng.permutation(len(texts))[:LEARNED_FROM])]
+    r = min(num_directions, len(chosen) // 4, len(kept) // 2)
+    if r < 1:
+        return Wording(slot, np.zeros((len(kept) + 1, 0), np.float32), rarity, np.zeros(0, np.float32))
+    directions = _directions([row[row < len(kept)] for row in (slot[t] for t in chosen)], rarity, r, rng, steps)
+    wording = Wording(slot, directions * rarity[:, None], rarity, np.zeros(r, np.float32))
+    some = [text for text in texts if text][:LEARNED_FROM]
+    return wording._replace(centre=wording(some).mean(axis=0) if some else wording.centre)
+
+
+def _directions(rows: Sequence[Array], rarity: Array, r: int, rng: Rng, steps: int) -> Array:
+    """[v + 1, r] leading right singular vectors of the matrix whose rows are texts, by subspace iteration."""
+    length = np.array([len(row) for row in rows])
+    rows = [row for row, some in zip(rows, length, strict=True) if some]
+    length = length[length > 0]
+    column = np.concatenate(rows)
+    text = np.repeat(np.arange(len(rows)), length)
+    value = rarity[column]
+    value = value / np.sqrt(np.bincount(text, value**2))[text]
+    order = np.argsort(column, kind="stable")
+    present, start = np.unique(column[order], return_index=True)
+    by_column, value_by_column = text[order], value[order].astype(np.float32)
+    begin, value = np.concatenate([[0], np.cumsum(length)[:-1]]), value.astype(np.float32)
+    wide = r + 16
+
+    def down(q: Array) -> Array:  # texts -> tokens present
+        return _sums(q, by_column, value_by_column, start)
+
+    def up(z: Array) -> Array:  # tokens present -> texts
+        return _sums(z, place[column], value, begin)
+
+    place = np.zeros(len(rarity), dtype=np.intp)
+    place[present] = np.arange(len(present))
+    q = np.linalg.qr(rng.normal(size=(len(rows), wide)).astype(np.float32))[0]
+    for _ in range(steps):
+        q = np.linalg.qr(up(down(q)))[0]
+    small = down(q)  # [present, wide]: the transpose of q' times the matrix
+    strength, turn = np.linalg.eigh((small.T @ small).astype(float))
+    best = np.argsort(-strength)[:r]
+    found = np.zeros((len(rarity), len(best)), dtype=np.float32)
+    found[present] = small @ (turn[:, best] / np.sqrt(np.maximum(strength[best], 1e-12))).astype(np.float32)
+    return found
+
+
+def _sums(dense: Array, at: Array, value: Array, start: Array) -> Array:
+    """Sums of value * dense[at] over the runs that begin at `start`, some runs at a time."""
+    out = np.empty((len(start), dense.shape[1]), dtype=np.float32)
+    end = np.append(start[1:], len(at))
+    step = CHUNK
+    for i in range(0, len(start), step):
+        a, b = start[i], end[min(i + step, len(start)) - 1]
+        out[i : i + step] = np.add.reduceat(dense[at[a:b]] * value[a:b, None], start[i : i + step] - a, axis=0)
+    return out
