@@ -1,7 +1,9 @@
-"""Power of d choices: look at a few queues, join the shortest. Request scale only: plain ints, one at a time."""
+"""Power of d choices, drawn or hashed: look at few queues, join one. Request scale only: plain ints, one at a time."""
 
 from __future__ import annotations
 
+import hashlib
+from bisect import bisect_left
 from collections.abc import Sequence
 
 from polyroute.errors import ConfigError
@@ -36,3 +38,31 @@ def power_of_d(load: Sequence[float], rng: Rng, *, d: int = 2) -> int:
     if d < 1:
         raise ConfigError("d", got=d, expected="1 or more columns to look at")
     return least_loaded(load, draw(len(load), d, rng))
+
+
+def ring_hash(key: object, salt: int = 0) -> int:
+    """64 bits of a key's repr, the same in every process (Python's own `hash` of a text is not)."""
+    return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8, salt=salt.to_bytes(8, "big")).digest())
+
+
+def ring_of(names: Sequence[str], *, salt: int = 0, points: int = 64) -> list[tuple[int, str]]:
+    """A ring for consistent hashing: each name owns the arcs before its points, so few keys move with one name.
+
+    Rings of different salt are independent: the owners of one key on two rings are two choices made by hashing.
+    Source: Karger et al. 1997 (doi:10.1145/258533.258660).
+    """
+    if points < 1:
+        raise ConfigError("points", got=points, expected="1 or more points a name")
+    return sorted((ring_hash((name, k), salt), name) for name in names for k in range(points))
+
+
+def owners(ring: Sequence[tuple[int, str]], key: int, count: int = 1) -> list[str]:
+    """The first `count` different names at or after a key (64 bits); all there are if they are fewer."""
+    at, found = bisect_left(ring, (key, "")), list[str]()
+    for k in range(len(ring)):
+        name = ring[(at + k) % len(ring)][1]
+        if name not in found:
+            found.append(name)
+            if len(found) == count:
+                break
+    return found

@@ -3,8 +3,8 @@
 Claimed beforehand, on simulated agents (no public run is here: the question bank is not part of the data). A step needs
 a tier; a step done below what would be comfortable leaves a debt, and a step after a debt needs one tier more, so that
 steps which pass one by one fail together.
-1. Locking step after step labels runs that all pass, and bills less than labels probed one step at a time, whose failed
-   runs are paid and run again at the highest tier (the baseline; always the highest tier is the zero).
+1. Locking step after step labels runs that all pass, and bills less than the better of two baselines: labels probed one
+   step at a time, whose failed runs are paid and run again at the highest tier, and always the highest tier.
 2. It takes at most steps x (tiers - 1) + 1 runs, and without debts finds the planted tiers exactly.
 3. At equal estimates of which tier passes, a rule that bills the cache it would leave behind pays less than the same
    rule without, and than always highest, failures included.
@@ -128,13 +128,14 @@ def prove(seed: int) -> Proof:
     def column(name: str) -> Array:
         return np.array([f[name] for f in found])
 
+    base = np.maximum(column("one by one"), 0.0)  # always highest is the zero
     sure = min(
         column("locked passes").min() - 1, column("planted found").min() - 1, column("runs to spare").min(),
         -column("closed form").max(),
     )  # fmt: skip
     effects = [
-        effect_over_seeds("bill of locked labels under that of labels one by one",
-                          column("locked") - column("one by one"), "% of always highest"),
+        effect_over_seeds("bill of locked labels under the better baseline",
+                          column("locked") - base, "% of always highest"),
         effect_over_seeds("bill with the cache known under that without", column("aware") - column("blind"),
                           "% of always highest"),
         effect_over_seeds("and under always highest", column("aware"), "% of always highest"),
@@ -149,8 +150,8 @@ def prove(seed: int) -> Proof:
         claim="locking labels runs that hold together; billing the cache pays when tiers are chosen (simulated agents)",
         baseline="labels probed one step at a time; the same rule of choice without the cache; always the highest tier",
         effects=effects,
-        falsifier=effect_over_seeds("locking told another run's verdicts, over labels one by one",
-                                    column("broken") - column("one by one"), "% of always highest"),
+        falsifier=effect_over_seeds("locking told another run's verdicts, under the better baseline",
+                                    column("broken") - base, "% of always highest"),
         seeds=list(seeds),
         rows=rows,
         figures={name: float(column(name).mean()) for name in ("locked passes", "one by one passes")},
