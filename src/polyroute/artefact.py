@@ -45,6 +45,7 @@ ROUTERS: dict[str, str] = {
     "conformal": "polyroute.routers.conformal:Conformal",
     "incontext": "polyroute.routers.incontext:InContext",
     "centroids": "polyroute.routers.centroids:Centroids",
+    "soft-targets": "polyroute.routers.soft_targets:SoftTargets",
     "novelty": "polyroute.routers.novelty:Novelty",
     "contextual": "polyroute.routers.context:Contextual",
     "diagonal": "polyroute.routers.diagonal:Diagonal",

@@ -38,6 +38,7 @@ from polyroute.routers.mix import Mix, Together
 from polyroute.routers.novelty import Novelty
 from polyroute.routers.price import Price
 from polyroute.routers.running import RunningMean
+from polyroute.routers.soft_targets import SoftTargets
 from polyroute.routers.softmax_policy import SoftmaxPolicy
 from polyroute.types import Candidate, Estimates, Outcomes
 from tests.routers.tables import renamed, toy
@@ -98,6 +99,7 @@ CASES = {
     "irt": Case(irt, serves_unknown=True, saved_within=1e-6),
     "in context": Case(InContext, serves_unknown=True),
     "centroids": Case(Centroids),
+    "soft targets": Case(SoftTargets, ("share",)),
     "contextual": Case(lambda: Contextual(Linear(kind="ridge", rank=None), Contexts())),
     "match": Case(Match, ("shortfall", "capability")),
     "diagonal": Case(Diagonal, serves_unknown=True, works_unfitted=True),
