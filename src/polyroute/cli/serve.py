@@ -32,6 +32,5 @@ def run(args: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         raise MissingExtraError(error.name or "uvicorn", "gateway") from None
     config = load_config(args.config or (DEFAULT_PATH if DEFAULT_PATH.exists() else None))
-    host = args.host or config.server.host
-    port = config.server.port if args.port is None else args.port
-    return 0 if serve(build(config), host, port, args.log_level) else 1
+    config = config.listening(args.host, args.port)
+    return 0 if serve(build(config), config.server.host, config.server.port, args.log_level) else 1

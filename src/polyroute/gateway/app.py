@@ -18,6 +18,7 @@ from polyroute.gateway import control
 from polyroute.gateway.answers import Receive, Scope, Send, send_error
 from polyroute.gateway.backends.status import Backend
 from polyroute.gateway.brain import Brain
+from polyroute.gateway.guards import Guards
 from polyroute.gateway.journal import Journal
 from polyroute.gateway.road import travel
 from polyroute.gateway.telemetry import Telemetry
@@ -79,6 +80,7 @@ class Gateway:
     max_attempts: int = 3
     answer_requested: bool = False  # answers carry the requested name instead of the served model's
     warnings: Sequence[str] = ()  # what is missing; shown in /ready and on the page
+    guards: Guards = field(default_factory=lambda: Guards({}))
 
     def __post_init__(self) -> None:
         self.in_flight = 0

@@ -14,6 +14,8 @@ import numpy as np
 
 from polyroute.constraints import fits_context, healthy, offers_needs
 from polyroute.decide import Weighing, weigh
+from polyroute.errors import NoCandidateError
+from polyroute.gateway.guards import CLEAN, Verdict
 from polyroute.gateway.records import DecisionRecord, Weighed
 from polyroute.gateway.wire import BadRequestError, View, given
 from polyroute.protocols import Constraint, Featuriser, Policy, Router
@@ -127,13 +129,14 @@ class Brain:
     def choose(
         self, signals: Signals, policy: ServedPolicy, *, requested: str, endpoint: str, request_id: str,
         trade_off: float | None = None, session: str | None = None, tenant: str | None = None, dry_run: bool = False,
+        verdict: Verdict = CLEAN,
     ) -> Choice:  # fmt: skip
         """Decide one request. Raises NoCandidateError when every candidate is ruled out."""
         objective = policy.objective if trade_off is None else objective_for(trade_off, policy.pool)
         decision_id = new_id("dec")
         seen = signals.query
         query = Query(decision_id, seen.text, seen.embedding, seen.needs, seen.num_tokens, seen.max_output)
-        constraints = list(policy.constraints)
+        constraints = [*verdict.constraints, *policy.constraints]
         if query.needs:
             constraints.append(offers_needs)
         if (query.num_tokens or 0) + (query.max_output or 0) > self.smallest_context:
@@ -149,18 +152,24 @@ class Brain:
             router=self.router_name, artefact=self.artefact, features=self.featuriser.name,
             embedding=None if self.store == "nothing" else np.asarray(query.embedding, dtype=np.float16).tobytes(),
             prompt=signals.text if self.store == "prompts" else None, needs=sorted(query.needs),
-            prompt_tokens=query.num_tokens, session=session, tenant=tenant, dry_run=dry_run,
+            prompt_tokens=query.num_tokens, session=session, tenant=tenant, dry_run=dry_run, guards=verdict.flags,
         )  # fmt: skip
         return Choice(self.ranked(weighing, decision, policy.pool), record, policy)
 
     def named(
-        self, candidate: Candidate, *, endpoint: str, request_id: str, session: str | None, tenant: str | None
-    ) -> Choice:
-        """The client named a concrete model: nothing to weigh, still written down."""
+        self, candidate: Candidate, *, endpoint: str, request_id: str, session: str | None, tenant: str | None,
+        verdict: Verdict = CLEAN,
+    ) -> Choice:  # fmt: skip
+        """The client named a concrete model: nothing to weigh, still written down.
+
+        Raises NoCandidateError where a guard keeps the request from that model.
+        """
+        if verdict.models is not None and candidate.id not in verdict.models:
+            raise NoCandidateError(request_id, {candidate.id: f"guard {' and '.join(verdict.flags)}"})
         record = DecisionRecord(
             id=new_id("dec"), request_id=request_id, time=self.clock(), endpoint=endpoint, requested=candidate.id,
             policy="named", selected=candidate.id, propensity=1.0, because="named by the client", session=session,
-            tenant=tenant,
+            tenant=tenant, guards=verdict.flags,
         )  # fmt: skip
         return Choice([candidate], record, None)
 

@@ -20,6 +20,7 @@ from polyroute.gateway.brain import Brain, ServedPolicy, objective_for
 from polyroute.gateway.client import Client, ClientConfig
 from polyroute.gateway.config import Config, PolicyConfig
 from polyroute.gateway.dial import proxies_from
+from polyroute.gateway.guards import Guards
 from polyroute.gateway.journal import Journal
 from polyroute.gateway.profiles import part_with, profile_path, read_profile, with_profile
 from polyroute.gateway.telemetry import Telemetry
@@ -77,6 +78,7 @@ def build(config: Config) -> Gateway:
         max_body=int(config.server.max_body_mb * 2**20),
         answer_requested=config.server.answer_model == "requested",
         warnings=config.warnings_for(pool, catalogue().profile),
+        guards=Guards(config.guards),
     )  # fmt: skip
 
 

@@ -26,8 +26,8 @@ class Call:
     """One request and its answer, as ASGI sees them: a scope, `receive` and `send`."""
 
     __slots__ = (
-        "answered", "began", "chunked", "front", "gone", "head", "keep_alive", "left", "parts", "scope", "size", "taken",
-        "task", "waiter", "wanted", "whole",
+        "answered", "began", "chunked", "front", "gone", "head", "keep_alive", "left", "parts", "scope", "size",
+        "taken", "task", "waiter", "wanted", "whole",
     )  # fmt: skip
 
     def __init__(self, front: Front, method: str, url: bytes, headers: list[tuple[bytes, bytes]]) -> None:

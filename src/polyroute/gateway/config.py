@@ -188,6 +188,12 @@ class Config:
         """
         return [candidate(model, i, self.local, lookup) for i, model in enumerate(self.models)]
 
+    def listening(self, host: str | None, port: int | None) -> Config:
+        """The same with another address, where one is given: what a command line may say, warned about like a file."""
+        changed = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
+        done = replace(self, server=replace(self.server, **changed))
+        return replace(done, warnings=tuple(warnings(done)))
+
     def warnings_for(self, pool: list[Candidate], lookup: Lookup) -> list[str]:
         """`warnings`, and those that need the pool: unknown prices and capabilities, needs that nobody meets."""
         return [*self.warnings, *pool_warnings(self, pool, lookup)]

@@ -19,6 +19,7 @@ from polyroute.gateway.answers import ClientGoneError, Headers, Receive, Scope, 
 from polyroute.gateway.brain import ServedPolicy, new_id, reference_cost
 from polyroute.gateway.records import FeedbackRecord
 from polyroute.gateway.road import explained, trade_off_of
+from polyroute.gateway.screening import screen
 from polyroute.gateway.telemetry import CONTENT_TYPE
 from polyroute.gateway.wire import BadRequestError, given, read_view
 
@@ -91,11 +92,12 @@ async def route(gateway: Gateway, scope: Scope, receive: Receive, send: Send) ->
         unknown = UnknownNameError("virtual model", name, gateway.brain.policies)
         raise BadRequestError(str(unknown), "model", status=404, code="model_not_found")
     begin = perf_counter()
+    verdict = await screen(gateway, view)
     signals = await gateway.brain.signals(view, "completions" if given(view.prompt) else "chat.completions")
     try:
         choice = gateway.brain.choose(
             signals, policy, requested=view.model, endpoint="route", request_id=new_id("req"),
-            trade_off=trade_off_of(headers), tenant=tenant, dry_run=True,
+            trade_off=trade_off_of(headers), tenant=tenant, dry_run=True, verdict=verdict,
         )  # fmt: skip
     except NoCandidateError as error:
         raise BadRequestError(str(error), "model", code="no_candidate") from None

@@ -47,6 +47,7 @@ class DecisionRecord(msgspec.Struct, kw_only=True, gc=False):
     session: str | None = None
     tenant: str | None = None
     dry_run: bool = False
+    guards: tuple[str, ...] = ()  # those that saw something in the request
 
 
 class OutcomeRecord(msgspec.Struct, kw_only=True, gc=False):

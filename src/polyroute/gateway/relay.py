@@ -186,6 +186,8 @@ def decision_headers(road: Exchange) -> Headers:
         (b"x-polyroute-attempts", b"%d" % road.attempts),
         (b"x-polyroute-overhead-ms", b"%.3f" % overhead),
     ]
+    if record.guards:
+        found.append((b"x-polyroute-guards", one_line(", ".join(record.guards))))
     for candidate in record.candidates:
         if candidate.id == road.candidate.id and "cost" in candidate.mean:
             found.append((b"x-polyroute-estimated-cost-usd", b"%.9f" % candidate.mean["cost"]))

@@ -22,6 +22,7 @@ from polyroute.gateway.answers import (
 from polyroute.gateway.brain import Choice, new_id, usd_of
 from polyroute.gateway.records import OutcomeRecord
 from polyroute.gateway.relay import KIND_STATUS, RETRYABLE, Exchange, broken, relay
+from polyroute.gateway.screening import screen
 from polyroute.gateway.wire import (
     BadRequestError,
     View,
@@ -113,10 +114,12 @@ async def decide(gateway: Gateway, view: View, road: Exchange, tenant: str | Non
     brain, requested, headers = gateway.brain, view.model, road.headers
     session = next((headers[h].decode("latin-1")[:128] for h in SESSION_HEADERS if h in headers), None)
     candidate = brain.by_id.get(requested)
+    verdict = await screen(gateway, view)
     if candidate is not None:
         return brain.named(
-            candidate, endpoint=road.endpoint, request_id=road.request_id, session=session, tenant=tenant
-        )
+            candidate, endpoint=road.endpoint, request_id=road.request_id, session=session, tenant=tenant,
+            verdict=verdict,
+        )  # fmt: skip
     name = headers.get(b"x-polyroute-policy", b"").decode("latin-1") or requested
     policy = brain.policies.get(name)
     if policy is None:
@@ -130,7 +133,7 @@ async def decide(gateway: Gateway, view: View, road: Exchange, tenant: str | Non
     middle = perf_counter()
     choice = brain.choose(
         signals, policy, requested=requested, endpoint=road.endpoint, request_id=road.request_id,
-        trade_off=trade_off_of(headers), session=session, tenant=tenant,
+        trade_off=trade_off_of(headers), session=session, tenant=tenant, verdict=verdict,
     )  # fmt: skip
     gateway.telemetry.stage("signals", middle - start)
     gateway.telemetry.stage("decide", perf_counter() - middle)

@@ -7,6 +7,7 @@
     polyroute_decisions_total{policy,model}
     polyroute_tokens_total{model,kind}                    kind: prompt, completion
     polyroute_spend_usd_total{model}
+    polyroute_guards_total{guard,action}                  requests in which a guard saw something
     polyroute_upstream_failures_total{model,kind}         kind: of UpstreamError, or an HTTP status
     polyroute_in_flight, polyroute_event_loop_lag_seconds (the worst of the last ten seconds)
     polyroute_journal_queued, polyroute_journal_dropped_total, polyroute_journal_ok
@@ -91,6 +92,7 @@ class Telemetry:
         self._tokens: dict[tuple[str, ...], float] = {}
         self._spend: dict[tuple[str, ...], float] = {}
         self._upstream: dict[tuple[str, ...], float] = {}
+        self._guards: dict[tuple[str, ...], float] = {}
         self._sample = {"in_flight": 0.0, "journal_queued": 0.0, "journal_dropped": 0.0, "journal_ok": 1.0}
         self._lags: deque[float] = deque([0.0], maxlen=LAG_WINDOW)
         self.registry = CollectorRegistry(auto_describe=False)
@@ -126,6 +128,10 @@ class Telemetry:
     def spend(self, model: str, usd: float) -> None:
         """Money spent, USD."""
         bump(self._spend, (self._models.get(model, OTHER),), usd)
+
+    def guard(self, name: str, action: str) -> None:
+        """A guard, named in the configuration, saw something in a request."""
+        bump(self._guards, (name, action))
 
     def upstream_failure(self, model: str, kind: str) -> None:
         """A backend failed. kind: of UpstreamError, or the HTTP status it sent."""
@@ -178,6 +184,7 @@ class Telemetry:
         yield counts("polyroute_tokens", "Tokens, as backends count.", ("model", "kind"), self._tokens)
         yield counts("polyroute_spend_usd", "Money spent, USD.", ("model",), self._spend)
         yield counts("polyroute_upstream_failures", "Failed calls.", ("model", "kind"), self._upstream)
+        yield counts("polyroute_guards", "Requests a guard saw something in.", ("guard", "action"), self._guards)
         yield gauge("polyroute_in_flight", "Requests being served.", self._sample["in_flight"])
         yield gauge("polyroute_event_loop_lag_seconds", "Worst late wake-up in ten seconds.", max(self._lags))
         yield gauge("polyroute_journal_queued", "Records waiting for the file.", self._sample["journal_queued"])

@@ -41,6 +41,7 @@ class View(msgspec.Struct):
     model: str
     messages: msgspec.Raw = NOTHING
     prompt: msgspec.Raw = NOTHING
+    input: msgspec.Raw = NOTHING  # of an embedding request
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     tools: msgspec.Raw = NOTHING
