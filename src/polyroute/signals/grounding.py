@@ -17,6 +17,7 @@ from polyroute.errors import ConfigError
 SENTENCE = re.compile(r"[^.!?\n]+(?:[.!?](?!\s|$)[^.!?\n]*)*[.!?]*")  # a point inside a number ends nothing
 WORD = re.compile(r"[^\W\d_]{3,}")
 NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
+CAPITAL = re.compile(r"[A-Z][\w'-]+")
 NAME = re.compile(r"(?<=[\w,;] )[A-Z][\w'-]+")  # a capital that no sentence begins with
 COMMON_WORDS = (
     "the and that with from this have has had was were are for not but its his her their they them who "
@@ -68,10 +69,10 @@ def windows_of(sources: Sequence[str], size: int = WINDOW) -> list[Window]:
     """Every run of `size` sentences of each source; together they cover all of it."""
     found = []
     for source in sources:
-        spans = sentences(source)
-        for i in range(max(len(spans) - size + 1, min(len(spans), 1))):
-            text = source[spans[i][0] : spans[min(i + size, len(spans)) - 1][1]]
-            found.append(Window(words_of(text), numbers_in(text), frozenset(re.findall(r"[A-Z][\w'-]+", text))))
+        texts = [source[start:end] for start, end in sentences(source)]
+        parts = [Window(words_of(t), numbers_in(t), frozenset(CAPITAL.findall(t))) for t in texts]
+        for i in range(max(len(parts) - size + 1, min(len(parts), 1))):
+            found.append(Window(*(frozenset().union(*sets) for sets in zip(*parts[i : i + size], strict=True))))
     return found
 
 
