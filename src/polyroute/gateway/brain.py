@@ -15,9 +15,11 @@ import numpy as np
 from polyroute.constraints import fits_context, healthy, offers_needs
 from polyroute.decide import Weighing, weigh
 from polyroute.errors import NoCandidateError
+from polyroute.gateway.conversations import NONE, Conversations, Thread, thread_of
 from polyroute.gateway.guards import CLEAN, Verdict
 from polyroute.gateway.records import DecisionRecord, Weighed
 from polyroute.gateway.wire import BadRequestError, View, given
+from polyroute.policies.session import StickyConfig
 from polyroute.protocols import Constraint, Featuriser, Policy, Router
 from polyroute.signals import is_quick
 from polyroute.signals.conversation import routing_text
@@ -25,6 +27,7 @@ from polyroute.signals.needs import needs_of
 from polyroute.signals.tokens import count_tokens
 from polyroute.types import Array, Candidate, Decision, Objective, Query, Rng
 
+BEHIND = ("held back", "explores behind")  # how a reason begins where another candidate has the higher utility
 REFERENCE_PROMPT, REFERENCE_COMPLETION = 600, 200  # tokens of the request that turns a trade-off into USD
 
 
@@ -38,6 +41,7 @@ class ServedPolicy:
     pool: Sequence[Candidate]
     constraints: Sequence[Constraint] = ()
     trade_off: float | None = None
+    sticky: StickyConfig | None = None  # what it costs to move a conversation; None: nothing
     settle: Callable[[float], None] | None = None  # told the USD of each finished request; budgets pace themselves
 
 
@@ -46,6 +50,7 @@ class Signals(NamedTuple):
 
     query: Query
     text: str
+    thread: Thread = NONE
 
 
 class Choice(NamedTuple):
@@ -54,6 +59,7 @@ class Choice(NamedTuple):
     ranked: list[Candidate]
     record: DecisionRecord
     policy: ServedPolicy | None  # None: the client named a concrete model
+    thread: Thread = NONE
 
 
 def new_id(prefix: str, pool: list[str] = []) -> str:  # noqa: B006  # the ids drawn ahead are shared on purpose
@@ -103,6 +109,7 @@ class Brain:
     clock: Callable[[], float] = time.time
 
     def __post_init__(self) -> None:
+        self.conversations = Conversations()
         self.by_id = {candidate.id: candidate for candidate in self.pool}
         prices = {(c.profile.price_in, c.profile.price_out) for c in self.pool}
         self.dearest = [p for p in prices if not any(q != p and q[0] >= p[0] and q[1] >= p[1] for q in prices)]
@@ -112,13 +119,15 @@ class Brain:
         """What that many tokens cost at the dearest candidate of the pool, USD."""
         return max((prompt_tokens * a + completion_tokens * b for a, b in self.dearest), default=0.0) / 1e6
 
-    async def signals(self, view: View, endpoint: str) -> Signals:
+    async def signals(
+        self, view: View, endpoint: str, session: str | None = None, tenant: str | None = None
+    ) -> Signals:
         """Text, needs, token count and embedding of a request. Long texts are embedded off the event loop."""
-        text, needs, num_tokens = read_signals(view, endpoint)
+        text, needs, num_tokens, thread = read_signals(view, endpoint, session, tenant)
         pending = self.embed(text)
         embedding = await pending if isinstance(pending, Awaitable) else pending
         query = Query("", text, embedding, needs, num_tokens, view.max_output)
-        return Signals(query, text)
+        return Signals(query, text, thread)
 
     def embed(self, text: str) -> Array | Awaitable[Array]:
         """[d], at once for a short text, else a future."""
@@ -143,18 +152,27 @@ class Brain:
             constraints.append(fits_context)
         if (self.down or self.missing) and (out := self.out_of_service()):
             constraints.append(healthy(out))
-        weighing = weigh([query], policy.pool, self.router, policy.policy, objective, constraints, self.rng)
+        now, chooser = self.clock(), policy.policy
+        held = None if policy.sticky is None else self.conversations.current(signals.thread, now)
+        if held is not None and policy.sticky is not None:
+            chooser = self.conversations.policy(
+                chooser, policy.pool, signals.thread, held, now, policy.sticky, query.num_tokens
+            )
+        weighing = weigh([query], policy.pool, self.router, chooser, objective, constraints, self.rng)
         decision = weighing.decisions[0]
+        reason = decision.because
+        if held is not None and held.current == decision.candidate_ids[0] and reason.startswith(BEHIND):
+            reason = f"goes on with the conversation; {reason}"
         record = DecisionRecord(
-            id=decision_id, request_id=request_id, time=self.clock(), endpoint=endpoint, requested=requested,
+            id=decision_id, request_id=request_id, time=now, endpoint=endpoint, requested=requested,
             policy=policy.name, selected=decision.candidate_ids[0], propensity=decision.propensity,
-            because=decision.because, candidates=weighed(weighing, policy.pool), weights=dict(objective.weights),
+            because=reason, candidates=weighed(weighing, policy.pool), weights=dict(objective.weights),
             router=self.router_name, artefact=self.artefact, features=self.featuriser.name,
             embedding=None if self.store == "nothing" else np.asarray(query.embedding, dtype=np.float16).tobytes(),
             prompt=signals.text if self.store == "prompts" else None, needs=sorted(query.needs),
             prompt_tokens=query.num_tokens, session=session, tenant=tenant, dry_run=dry_run, guards=verdict.flags,
         )  # fmt: skip
-        return Choice(self.ranked(weighing, decision, policy.pool), record, policy)
+        return Choice(self.ranked(weighing, decision, policy.pool), record, policy, signals.thread)
 
     def named(
         self, candidate: Candidate, *, endpoint: str, request_id: str, session: str | None, tenant: str | None,
@@ -205,15 +223,20 @@ def weighed(weighing: Weighing, pool: Sequence[Candidate]) -> list[Weighed]:
     ]
 
 
-def read_signals(view: View, endpoint: str) -> tuple[str, frozenset[str], int]:
-    """(text to route on, capabilities needed, prompt tokens). Raises BadRequestError naming the field at fault."""
+def read_signals(
+    view: View, endpoint: str, session: str | None = None, tenant: str | None = None
+) -> tuple[str, frozenset[str], int, Thread]:
+    """(text to route on, capabilities needed, prompt tokens, conversation).
+
+    Raises: BadRequestError naming the field at fault.
+    """
     if endpoint == "completions":
         prompt: Any = msgspec.json.decode(view.prompt) if given(view.prompt) else None
         if isinstance(prompt, list) and all(isinstance(part, str) for part in prompt):
             prompt = "\n".join(prompt)
         if not isinstance(prompt, str):
             raise BadRequestError("prompt: expected a string to route on, got none. Name a model instead.", "prompt")
-        return routing_text([{"role": "user", "content": prompt}]), frozenset(), count_tokens(prompt)
+        return routing_text([{"role": "user", "content": prompt}]), frozenset(), count_tokens(prompt), NONE
     messages: Any = msgspec.json.decode(view.messages) if given(view.messages) else None
     if not isinstance(messages, list) or not messages:
         raise BadRequestError("messages: expected a list of one or more messages.", "messages")
@@ -224,4 +247,5 @@ def read_signals(view: View, endpoint: str) -> tuple[str, frozenset[str], int]:
         messages, tools=given(view.tools), response_format=view.response_format, modalities=view.modalities or ()
     )
     num_tokens = count_tokens(bytes(view.messages))
-    return routing_text(messages), needs, num_tokens + (count_tokens(bytes(view.tools)) if given(view.tools) else 0)
+    num_tokens += count_tokens(bytes(view.tools)) if given(view.tools) else 0
+    return routing_text(messages), needs, num_tokens, thread_of(messages, session, tenant)

@@ -19,6 +19,7 @@ from polyroute.gateway.backends.build import build_backends
 from polyroute.gateway.brain import Brain, ServedPolicy, objective_for
 from polyroute.gateway.client import Client, ClientConfig
 from polyroute.gateway.config import Config, PolicyConfig
+from polyroute.gateway.conversations import stickiness
 from polyroute.gateway.dial import proxies_from
 from polyroute.gateway.guards import Guards
 from polyroute.gateway.journal import Journal
@@ -175,5 +176,5 @@ def served(name: str, policy: PolicyConfig, pool: Sequence[Candidate]) -> Served
         constraints.append(budget.within_budget)
     return ServedPolicy(
         name=name, policy=chooser, objective=objective, pool=kept, constraints=constraints, trade_off=trade_off,
-        settle=settle,
+        settle=settle, sticky=stickiness(policy.sticky),
     )  # fmt: skip

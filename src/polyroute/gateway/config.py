@@ -135,6 +135,10 @@ class PolicyConfig:
     epsilon: float = option('Share of requests that explore = "epsilon" gives to chance.', 0.05, above=0, most=1)
     budget_usd_per_request: float | None = option("Mean spend to keep to.", None, above=0, unit="USD")
     deadline_s: float | None = option("Prefer models expected to answer within this time.", None, above=0)
+    sticky: float = option(
+        "Utility another model must gain to take over a conversation, half of it for the lost cache; 0: each turn is "
+        "decided anew. Within a tool loop the model stays.", 0.1, least=0,
+    )  # fmt: skip
     models: tuple[str, ...] | None = option("Ids that may be chosen. Default: all.", None)
     needs: frozenset[str] = option("Capabilities every request of this policy needs.", frozenset())
 
@@ -190,8 +194,9 @@ class Config:
 
     def listening(self, host: str | None, port: int | None) -> Config:
         """The same with another address, where one is given: what a command line may say, warned about like a file."""
-        changed = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
-        done = replace(self, server=replace(self.server, **changed))
+        old = self.server
+        server = replace(old, host=old.host if host is None else host, port=old.port if port is None else port)
+        done = replace(self, server=server)
         return replace(done, warnings=tuple(warnings(done)))
 
     def warnings_for(self, pool: list[Candidate], lookup: Lookup) -> list[str]:

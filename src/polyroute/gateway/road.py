@@ -129,7 +129,7 @@ async def decide(gateway: Gateway, view: View, road: Exchange, tenant: str | Non
             f"{requested!r} is a virtual model, and vectors of different models do not mix: name a model.", "model"
         )
     start = perf_counter()
-    signals = await brain.signals(view, road.endpoint)
+    signals = await brain.signals(view, road.endpoint, session, tenant)
     middle = perf_counter()
     choice = brain.choose(
         signals, policy, requested=requested, endpoint=road.endpoint, request_id=road.request_id,
@@ -242,6 +242,9 @@ def settle(gateway: Gateway, road: Exchange) -> None:
     )  # fmt: skip
     if road.state == "ok":
         gateway.observed(selected, total, usage)
+        if candidate is not None:
+            tokens = (usage.prompt_tokens or 0) + (usage.completion_tokens or 0) if usage is not None else 0
+            gateway.brain.conversations.served(road.choice.thread, candidate, gateway.brain.clock(), tokens)
     gateway.telemetry.decision(record.policy, selected)
     gateway.telemetry.request(road.endpoint, selected, road.status, total)
     gateway.telemetry.overhead(max(0.0, total - road.upstream_s))
