@@ -19,7 +19,7 @@ OVERSHOOT = 1.166  # twice 0.583, the mean excess of a normal walk over a bounda
 
 class Alarm(NamedTuple):
     domain: str
-    count: int  # bills since the sum last stood at 0
+    bills: int  # since the sum last stood at 0
     sum: float  # standard deviations
     growth: float  # estimated inflation over those bills: 0.5 is half as many tokens again
 
@@ -45,7 +45,7 @@ class TokenAuditor:
         """features: [n, p]. tokens: [n] counts of 1 or more. domain: [n] str. groups: [n], kept together in folds."""
         y = np.log(np.asarray(tokens, float))
         if np.shape(features)[:1] != y.shape or np.shape(domain) != y.shape:
-            raise ShapeError("features and domain", got=(np.shape(features), np.shape(domain)), expected=(len(y),))
+            raise ShapeError("features, domain", got=(len(features), len(domain)), expected=(len(y), len(y)))
         if not len(y) or not np.isfinite(y).all():
             raise OutcomesError("tokens: expected counts of 1 or more, got none or a 0. Leave out empty answers.")
         member = np.unique(np.arange(len(y)) if groups is None else groups, return_inverse=True)[1]

@@ -139,7 +139,7 @@ def depth_faults(rng: Rng) -> int:
     """How often the depth policy spends more than its budget, or a larger budget yields less."""
     faults = 0
     for _ in range(500):
-        depths = [Depth(str(i), *rng.uniform(0, 5, 1), *rng.uniform(0, 0.01, 1), float(rng.random())) for i in range(4)]
+        depths = [Depth(str(i), 5 * rng.random(), 0.01 * rng.random(), rng.random()) for i in range(4)]
         tokens, last = int(rng.integers(1, 20_000)), -1.0
         for budget in np.sort(rng.uniform(0, 200, 6)):
             chosen = choose_depth(depths, tokens, budget)

@@ -52,7 +52,7 @@ def stream(
     for i in range(n):
         mean, std = learner.predict(tasks.queries[i : i + 1], tasks.pool)["quality"]
         choice[i] = int(mean[0].argmax())
-        doubt = doubt_of(mean[0], std[0]) if by_uncertainty else float(rng.random())
+        doubt = doubt_of(mean[0], np.asarray(std)[0]) if by_uncertainty else float(rng.random())
         if policy.decide(doubt, rng):
             uploaded[i] = True
             waiting.append(i)
