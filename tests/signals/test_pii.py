@@ -63,6 +63,7 @@ FOUND = [
     ("ip", "at 2001:4860:4860::8888 it is", "2001:4860:4860::8888"),
     ("phone", "call me at (415) 555-2671 tomorrow", "(415) 555-2671"),
     ("phone", "+49 151 2345 6789", "+49 151 2345 6789"),
+    ("phone", "+49 30 123456 at work", "+49 30 123456"),
     ("phone", "ring +4915123456789 now", "+4915123456789"),
     ("key", "export OPENAI_API_KEY=sk-proj-abcdefghijklmnopqrstuvwx1234", "sk-proj-abcdefghijklmnopqrstuvwx1234"),
     ("key", "AKIAIOSFODNN7EXAMPLE", "AKIAIOSFODNN7EXAMPLE"),

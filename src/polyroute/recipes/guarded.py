@@ -55,10 +55,10 @@ class GuardedRouter:
 
     def predict(self, queries: Sequence[Query]) -> Array:
         """[n] int: the place of the least foreign domain in `pool_`, or REJECTED."""
-        allowed = np.ones((len(queries), len(self.pool_)), dtype=bool)
-        for constraint in self.constraints():
-            allowed &= constraint(queries, self.pool_)
         novelty = self.novelty.predict(queries, self.pool_)["novelty"].mean
+        allowed = novelty <= 1
+        for router in self.also:
+            allowed = allowed & (router.predict(queries, self.pool_)["novelty"].mean <= 1)
         choice = np.where(allowed, novelty, np.inf).argmin(axis=1)
         return np.where(allowed.any(axis=1), choice, REJECTED)
 
