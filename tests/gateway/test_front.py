@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
 
@@ -139,6 +140,8 @@ def test_head_has_no_body():
     (b"not http at all\r\n\r\n", 400),
     (b"GET /x HTTP/1.1\r\nbad header\r\n\r\n", 400),
     (b"POST /x HTTP/1.1\r\nhost: a\r\ncontent-length: x\r\n\r\n", 400),
+    (b"CONNECT a:443 HTTP/1.1\r\nhost: a\r\n\r\n", 400),
+    (b"CONNECT /a HTTP/1.1\r\nhost: a\r\n\r\n", 400),
     (b"GET /x HTTP/1.1\r\nhost: a\r\nbig: " + b"z" * (front.MAX_HEAD + 10), 431),
 ])  # fmt: skip
 def test_what_is_no_request_is_refused_in_the_protocols_shape(sent, status):
@@ -264,5 +267,57 @@ def test_a_slow_reader_holds_the_application_back():
                 pass
             assert sent == 400
             writer.close()
+
+    asyncio.run(main())
+
+
+def test_no_bytes_break_the_door():
+    """Whole requests with bytes changed, cut and joined at random: an answer or a close, never an exception."""
+
+    class Wire:
+        closed = False
+
+        def get_extra_info(self, name):
+            return ("127.0.0.1", 1)
+
+        def write(self, data):
+            assert data.startswith(b"HTTP/1.1 ") or data
+
+        def is_closing(self):
+            return self.closed
+
+        def close(self):
+            self.closed = True
+
+        abort = close
+
+        def pause_reading(self):
+            pass
+
+        resume_reading = pause_reading
+
+    async def main():
+        rng = random.Random(5)
+        config = SimpleNamespace(loaded_app=echo, timeout_keep_alive=5.0)
+        state = SimpleNamespace(connections=set(), tasks=set(), default_headers=[DATE])
+        seeds = [ask(), ask(b"/stream", b"b" * 40, b""), ask(extra=b"connection: upgrade\r\nupgrade: h2c\r\n"),
+                 b"POST /x HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"]  # fmt: skip
+        for _ in range(600):
+            data = bytearray(b"".join(rng.choices(seeds, k=rng.randint(1, 3))))
+            for _ in range(rng.randint(0, 6)):
+                data[rng.randrange(len(data))] = rng.randrange(256)
+            connection = Front(config, state, {})
+            connection.connection_made(Wire())
+            while data and not connection.transport.closed:
+                size = rng.randint(1, 80)
+                connection.data_received(bytes(data[:size]))
+                del data[:size]
+                await asyncio.sleep(0)
+            connection.connection_lost(None)
+            await asyncio.sleep(0)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert not state.connections
+        assert not state.tasks
 
     asyncio.run(main())

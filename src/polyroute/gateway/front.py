@@ -106,6 +106,8 @@ class Front(asyncio.Protocol):
         assert call is not None
         if call is self.call:
             self.call = None
+        if call.scope["method"] == "CONNECT":
+            return self.refuse(400, "This is no proxy: expected a path such as /v1/models, got CONNECT.")
         kept = [pair for pair in call.scope["headers"] if pair[0] not in OFFERS]
         target = call.scope["raw_path"] + (b"?" if call.scope["query_string"] else b"") + call.scope["query_string"]
         lines = [b"%b %b HTTP/1.1\r\n" % (call.scope["method"].encode(), target)]
