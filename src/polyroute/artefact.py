@@ -50,6 +50,7 @@ ROUTERS: dict[str, str] = {
     "contextual": "polyroute.routers.context:Contextual",
     "diagonal": "polyroute.routers.diagonal:Diagonal",
     "match": "polyroute.routers.match:Match",
+    "pairwise": "polyroute.routers.pairwise:Pairwise",
     "coarse-to-fine": "polyroute.routers.coarse:CoarseToFine",
     "described": "polyroute.routers.described:Described",
     "softmax-policy": "polyroute.routers.softmax_policy:SoftmaxPolicy",

@@ -36,6 +36,7 @@ from polyroute.routers.load import Load
 from polyroute.routers.match import Match
 from polyroute.routers.mix import Mix, Together
 from polyroute.routers.novelty import Novelty
+from polyroute.routers.pairwise import Pairwise
 from polyroute.routers.price import Price
 from polyroute.routers.running import RunningMean
 from polyroute.routers.soft_targets import SoftTargets
@@ -101,6 +102,7 @@ CASES = {
     "centroids": Case(Centroids),
     "soft targets": Case(SoftTargets, ("share",)),
     "contextual": Case(lambda: Contextual(Linear(kind="ridge", rank=None), Contexts())),
+    "pairwise": Case(lambda: Pairwise(l2=1.0)),
     "match": Case(Match, ("shortfall", "capability")),
     "diagonal": Case(Diagonal, serves_unknown=True, works_unfitted=True),
     "diagonal of cost": Case(lambda: Diagonal("cost"), ("cost",), serves_unknown=True, works_unfitted=True),
