@@ -174,7 +174,8 @@ class Default:
         if self.column_ is None:
             raise NotFittedError(self)
         arrays = {"recogniser": self.recogniser_, "sums": self.sums_}
-        parts: dict[str, Any] = {"wording": self.wording_, "prior": self.prior_, "left": self.left_, "lines": self.lines_}
+        parts: dict[str, Any] = {"wording": self.wording_, "prior": self.prior_, "left": self.left_}
+        parts["lines"] = self.lines_
         for part, held in parts.items():
             arrays |= {f"{part}.{name}": value for name, value in held._asdict().items()}
         arrays |= {"landmarks": self.kernel_.landmarks, "lengths": self.kernel_.length}

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from polyroute import artefact
+from polyroute.data.synthetic import synthetic_outcomes
+from polyroute.offline.split import group_folds, groups_of, part
+from polyroute.routers.default import Default
+from polyroute.routers.knn import KNN
+from polyroute.types import Candidate, Outcomes
+from tests.routers.tables import toy
+
+
+@pytest.fixture(scope="module")
+def halves():
+    table = toy(1200, missing=0.0)
+    fold = group_folds(groups_of(table), 2, 0)
+    return table.take(fold == 0), table.take(fold == 1)
+
+
+def brier(router, test, columns=slice(None)):
+    y = test.values["quality"][:, columns]
+    return float(((router.predict(test.queries, test.pool[columns])["quality"].mean - y) ** 2).mean())
+
+
+def test_it_finds_what_the_tasks_say(halves):
+    train, test = halves
+    said = Default().fit(train).predict(test.queries, test.pool)["quality"].mean
+    law = test.labels["dataset"] == "law"
+    np.testing.assert_allclose(said[law].mean(axis=0), [0.4, 0.8, 0.4, 0.8], atol=0.06)
+    np.testing.assert_allclose(said[~law].mean(axis=0), [0.8, 0.4, 0.8, 0.4], atol=0.06)
+    assert brier(Default().fit(train), test) < brier(KNN().fit(train), test)
+
+
+def test_it_needs_no_labels(halves):
+    train, test = halves
+    bare = Outcomes(train.queries, train.pool, train.values, train.observed)
+    assert brier(Default().fit(bare), test) < 0.215  # 0.20 is the noise; 0.24 is each candidate's mean
+
+
+def test_where_queries_tell_nothing_it_keeps_to_the_best_single():
+    rng = np.random.default_rng(0)
+    table = toy(800, missing=0.0)
+    right = (rng.random((800, 4)) < [0.6, 0.62, 0.8, 0.5]).astype(float)
+    flat = replace(table, values={**table.values, "quality": right})
+    said = Default().fit(flat).predict(table.queries, table.pool)["quality"].mean
+    assert (said.argmax(axis=1) == 2).mean() > 0.97
+
+
+def test_words_count_where_embeddings_say_nothing():
+    rng = np.random.default_rng(0)
+    kind = rng.integers(2, size=400)
+    table = toy(400, missing=0.0)
+    words = (["prove", "lemma", "integral"], ["recipe", "butter", "oven"])
+    texts = [" ".join(rng.choice(words[k], size=6)) for k in kind]
+    blind = [
+        replace(q, text=t, embedding=np.ones(4, np.float32)) for q, t in zip(table.queries, texts, strict=True)
+    ]
+    y = np.where(kind[:, None] == np.arange(4) % 2, 0.9, 0.1)
+    told = Outcomes(blind, table.pool, {"quality": y}, np.ones((400, 4), bool), {"dataset": kind.astype(str)})
+    said = Default().fit(told).predict(blind, table.pool)["quality"].mean
+    np.testing.assert_allclose(said, y, atol=0.1)
+
+
+def test_a_table_without_cost_yields_no_cost(halves):
+    train, test = halves
+    bare = replace(train, values={"quality": train.values["quality"]})
+    assert list(Default().fit(bare).predict(test.queries, test.pool)) == ["quality"]
+
+
+def test_thirty_answers_bring_a_new_candidate_most_of_the_way(halves):
+    train, test = halves
+    few = train.among(["m0", "m1", "m2"])
+    new = train.among(["m3"]).take(np.arange(30))
+    router = Default().fit(few)
+    before = brier(router, test, slice(3, 4))
+    router.update(new)
+    after, full = brier(router, test, slice(3, 4)), brier(Default().fit(train), test, slice(3, 4))
+    assert before - after > 0.5 * (before - full) > 0
+
+
+def test_doubt_is_larger_for_strangers(halves):
+    train, test = halves
+    std = Default().fit(train).predict(test.queries, [train.pool[0], Candidate("stranger")])["quality"].std
+    assert std[:, 1].mean() > 2 * std[:, 0].mean()
+
+
+def test_the_same_seed_gives_the_same_router_and_a_file_the_same_numbers(tmp_path):
+    data = synthetic_outcomes(200, 3, rng=np.random.default_rng(0)).outcomes
+    train, test = part(data, "train"), part(data, "test")
+    one, other = (Default(seed=5).fit(train) for _ in range(2))
+    artefact.save(one, tmp_path / "r.npz", features="toy-1", pool=train.pool)
+    read = artefact.load(tmp_path / "r.npz").router
+    for router in (other, read):
+        for metric, estimate in one.predict(test.queries, test.pool).items():
+            for a, b in zip(estimate, router.predict(test.queries, test.pool)[metric], strict=True):
+                np.testing.assert_array_equal(a, b)
