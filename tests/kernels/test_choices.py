@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import chisquare
 
 from polyroute.errors import ConfigError
-from polyroute.kernels.choices import draw, least_loaded, power_of_d
+from polyroute.kernels.choices import draw, least_loaded, owners, power_of_d, ring_hash, ring_of
 
 DRAWS = 12_000
 
@@ -60,3 +60,31 @@ def test_no_queue_or_no_look_is_refused():
         power_of_d([], np.random.default_rng(0))
     with pytest.raises(ConfigError, match="d: expected 1 or more"):
         power_of_d([1, 2], np.random.default_rng(0), d=0)
+
+
+def test_a_hash_is_the_same_in_every_process():
+    assert ring_hash("a") == 11494053157100649449
+    assert ring_hash(("a", 1)) != ring_hash(("a", 2))
+    assert ring_hash("a", 1) != ring_hash("a", 2)
+
+
+def test_a_ring_gives_each_name_its_share_and_moves_only_the_keys_of_one_that_goes():
+    names = [f"n{k}" for k in range(8)]
+    ring, keys = ring_of(names), [ring_hash(k) for k in range(4000)]
+    before = [owners(ring, key)[0] for key in keys]
+    share = np.array([before.count(name) for name in names]) / len(keys)
+    assert share.min() > 0.06
+    assert share.max() < 0.22
+    smaller = ring_of([name for name in names if name != "n3"])
+    after = [owners(smaller, key)[0] for key in keys]
+    assert all(a == b for a, b in zip(before, after, strict=True) if a != "n3")
+
+
+def test_owners_are_different_and_no_more_than_there_are():
+    ring = ring_of(["a", "b", "c"], points=4)
+    for key in range(0, 2**64, 2**58):
+        assert sorted(owners(ring, key, 3)) == ["a", "b", "c"]
+        assert owners(ring, key, 2) == owners(ring, key, 5)[:2]
+    assert owners([], 1) == []
+    with pytest.raises(ConfigError):
+        ring_of(["a"], points=0)

@@ -1,4 +1,4 @@
-"""System 84, DualMap: a request goes to one of the two instances its prefix hashes to, near its cache or away from a queue.
+"""System 84, DualMap: a request goes to one of the two instances its prefix hashes to, by cache or by queue.
 
 Parts: policies/affinity (adaptive keys, two rings, the choice, moves between queues), kernels/choices (rings),
 offline/fleet (the simulator it runs in here). `near` holds the rules it is compared with.
@@ -37,7 +37,10 @@ class DualMapPlacement:
         return chosen
 
     def move(self, fleet: Fleet, j: int) -> list[tuple[int, int, int]]:
-        """Requests to move off instance j where its queue is longer than the limit. At most one a placement."""
+        """Requests to move off instance j where its queue is longer than the limit: at most one a placement.
+
+        Looked at are the last sixteen, who wait longest and so gain most.
+        """
         at = {live.spec.id: k for k, live in enumerate(fleet.live)}
         here, live = fleet.live[j].spec.id, fleet.live[j]
         if not live.queue or queue_s(fleet, j) <= self.dual.slo_s:
@@ -47,7 +50,9 @@ class DualMapPlacement:
             a, b = self.pairs[r]
             return b if a == here else a
 
-        found = moves(list(live.queue), here, partner, lambda r, x: first_token_s(fleet, r, at[x]), self.dual.slo_s)
+        found = moves(
+            list(live.queue)[-16:], here, partner, lambda r, x: first_token_s(fleet, r, at[x]), self.dual.slo_s
+        )
         return [(r, j, at[name]) for r, name in found[:1]]
 
 
