@@ -29,7 +29,7 @@ class Pairwise:
 
     metric = "quality"
 
-    def __init__(self, l2: float = 1.0, rank: int | None = 32, *, ties: float = 0.0, much: float = 0.75):
+    def __init__(self, l2: float = 10.0, rank: int | None = 32, *, ties: float = 0.0, much: float = 0.75):
         if not l2 > 0:
             raise ConfigError("l2", got=l2, expected="a penalty above 0")
         if not 0 <= ties < much:
