@@ -149,6 +149,15 @@ def test_the_novelty_guard_reads_a_saved_router(tmp_path):
     assert guards.check("without an embedding").refused == "novelty"  # what could not be looked at has not passed
 
 
+def test_a_router_of_another_featuriser_is_refused(tmp_path):
+    table, path = domains(), tmp_path / "novelty.npz"
+    save(Novelty().fit(table), path, features="toy-1", pool=table.pool)
+    config = {"novelty": GuardConfig(action="flag", artefact=path)}
+    assert Guards(config, featuriser="toy-1")
+    with pytest.raises(ConfigError, match=r"expected one fitted on static-1, got 'one fitted on toy-1'"):
+        Guards(config, featuriser="static-1")
+
+
 def test_another_kind_of_router_is_refused(tmp_path):
     path = tmp_path / "other.npz"
     save(Constant("quality", 0.5, 0.1), path, features="toy-1", pool=[])
@@ -165,6 +174,8 @@ def test_what_is_read_of_a_chat():
                                      {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}]},
     ]  # fmt: skip
     assert guarded_text(messages).split() == ["first", "second", "third", "fourth"]
+    assert guarded_text([{"type": "function_call_output", "output": "fifth"}]) == "fifth"
+    assert guarded_text([{"role": "user", "content": "x" * 45_000}]) == "x" * 45_000  # nothing is cut out of the middle
     assert guarded_text("bare") == "bare"
     for odd in (None, 3, b"x", [None, 3, {"content": 7}, {"role": "user"}]):
         assert guarded_text(odd) == ""

@@ -79,7 +79,7 @@ def build(config: Config) -> Gateway:
         max_body=int(config.server.max_body_mb * 2**20),
         answer_requested=config.server.answer_model == "requested",
         warnings=config.warnings_for(pool, catalogue().profile),
-        guards=Guards(config.guards),
+        guards=Guards(config.guards, featuriser=brain.featuriser.name),
     )  # fmt: skip
 
 

@@ -33,7 +33,6 @@ from polyroute.constraints import only
 from polyroute.errors import ConfigError, nearest
 from polyroute.gateway.strict import Words, check, join, option
 from polyroute.protocols import Constraint, Router
-from polyroute.signals.conversation import text_of
 from polyroute.signals.injection import injection
 from polyroute.signals.language import UNDETERMINED, language_of
 from polyroute.signals.pii import KINDS, find_pii
@@ -42,6 +41,7 @@ from polyroute.types import Array, Candidate, Query
 GUARDS = ("pii", "injection", "language", "novelty")
 READ_BY = {"kinds": "pii", "threshold": "injection", "languages": "language", "artefact": "novelty"}
 QUICK = 4_000  # characters up to which the event loop may look itself
+DEPTH = 4  # how deep lists of parts nest
 READ = 50_000  # characters of a request that are looked at: half from the head, half from the tail
 
 
@@ -97,10 +97,18 @@ Look = Callable[
 class Guards:
     """All guards of a configuration. Safe to share between threads."""
 
-    def __init__(self, guards: Mapping[str, GuardConfig], looks: Mapping[str, Look] | None = None):
-        """looks: guard -> how it looks; None: as configured. Raises: ArtefactError, ConfigError for the artefact."""
+    def __init__(
+        self, guards: Mapping[str, GuardConfig], looks: Mapping[str, Look] | None = None, *,
+        featuriser: str | None = None,
+    ):  # fmt: skip
+        """looks: guard -> how it looks; None: as configured. featuriser: name of the one that embeds requests.
+
+        Raises: ArtefactError, or ConfigError where the novelty artefact is of another kind or featuriser.
+        """
         self.guards = dict(guards)
-        self.looks = {name: look_of(name, guard) for name, guard in guards.items()} if looks is None else dict(looks)
+        if looks is None:
+            looks = {name: look_of(name, guard, featuriser) for name, guard in guards.items()}
+        self.looks = dict(looks)
 
     def __bool__(self) -> bool:
         return bool(self.guards)
@@ -142,7 +150,7 @@ class Guards:
         return await asyncio.get_running_loop().run_in_executor(None, self.check, text, needs, embedding)
 
 
-def look_of(name: str, guard: GuardConfig) -> Look:
+def look_of(name: str, guard: GuardConfig, featuriser: str | None = None) -> Look:
     """How a guard looks at a text."""
     if name == "pii":
         kinds = guard.kinds or KINDS
@@ -167,7 +175,7 @@ def look_of(name: str, guard: GuardConfig) -> Look:
             return "" if code in welcome or code == UNDETERMINED else f"its language is {code}"
 
         return foreign
-    return strange(guard.artefact)
+    return strange(guard.artefact, featuriser)
 
 
 def worst(text: str) -> float:
@@ -177,13 +185,20 @@ def worst(text: str) -> float:
     return max((injection(text[i : i + STRETCH]).score for i in range(0, max(len(text), 1), STRETCH)), default=0.0)
 
 
-def strange(path: Path | None) -> Look:
+def strange(path: Path | None, featuriser: str | None = None) -> Look:
     """The novelty guard: seen where the text is foreign to every candidate the saved router knows."""
     if path is None:
         raise ConfigError("guards.novelty.artefact", got=None, expected="a file with a fitted novelty router")
-    router: Router = load(path).router
+    found = load(path)
+    router: Router = found.router
     if not hasattr(router, "column_") or not hasattr(router, "edge_"):
         raise ConfigError("guards.novelty.artefact", got=type(router).__name__, expected="a router of kind novelty")
+    if featuriser is not None and found.features != featuriser:
+        hint = "Fit it again with the features of the router that serves."
+        raise ConfigError(
+            "guards.novelty.artefact", got=f"one fitted on {found.features}", expected=f"one fitted on {featuriser}",
+            hint=hint,
+        )  # fmt: skip
     pool = [Candidate(name) for name in router.column_]
 
     def look(text: str, embedding: Array | None) -> str:
@@ -204,18 +219,28 @@ def guarded_text(messages: object) -> str:
         return messages
     if not isinstance(messages, Sequence) or isinstance(messages, bytes):
         return ""
-    pieces = []
+    pieces: list[str] = []
     for message in messages:
         if isinstance(message, Mapping) and message.get("role") not in ("system", "developer"):
-            pieces += [text_of(message.get("content")), *tool_texts(message.get("content"))]
-    return "\n".join(piece for piece in pieces if piece)
+            pieces += written(message.get("content"))
+            pieces += written(message.get("output"))  # of a function call, in Responses
+    return "\n".join(pieces)
 
 
-def tool_texts(content: object) -> Iterator[str]:
-    """Texts of tool results inside a message's parts."""
-    for part in content if isinstance(content, list | tuple) else ():
-        if isinstance(part, Mapping) and part.get("type") in ("tool_result", "function_call_output"):
-            yield text_of(part.get("content") or part.get("output"))
+def written(content: object, depth: int = DEPTH) -> Iterator[str]:
+    """Every text in a message's content, tool results included, whole: what is cut out is what an attack hides in."""
+    if isinstance(content, str):
+        if content:
+            yield content
+        return
+    if isinstance(content, Mapping):
+        content = [content]
+    for part in content if isinstance(content, list | tuple) and depth else ():
+        if isinstance(part, Mapping):
+            for key in ("text", "content", "output"):
+                yield from written(part.get(key), depth - 1)
+        elif isinstance(part, str):
+            yield part
 
 
 def guard_faults(guards: Mapping[str, GuardConfig], models: Collection[str]) -> Iterator[ConfigError]:
