@@ -76,7 +76,7 @@ def document(texts: list[str], tokens: int, facts: list[Fact], rng: Rng) -> tupl
     """A source of about so many tokens, and the character at which each fact was put."""
     wanted, parts, size = tokens * CHARACTERS_PER_TOKEN, [], 0
     while size < wanted:
-        parts.append(str(rng.choice(texts)).strip() + ".\n")
+        parts.append(texts[rng.integers(len(texts))].strip() + ".\n")
         size += len(parts[-1])
     for fact in sorted(facts, key=lambda f: f.place):
         at = int(fact.place * len(parts))
