@@ -49,8 +49,11 @@ class StepAllocator:
 
     def predict(self, features: Array, caution: float | None = None) -> Array:
         """[n] column of the pool given to fit: the cheapest enough with probability `caution`, else the dearest."""
-        chance = self.enough(features)
-        reached = chance >= (self.caution if caution is None else caution)
+        return self.cheapest(self.enough(features), self.caution if caution is None else caution)
+
+    def cheapest(self, chance: Array, caution: float) -> Array:
+        """[n] column of the pool, from `enough` [n, m]."""
+        reached = chance >= caution
         place = np.where(reached.any(axis=1), reached.argmax(axis=1), chance.shape[1] - 1)
         return np.asarray(self.order_[place])
 
