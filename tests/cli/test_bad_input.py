@@ -18,7 +18,7 @@ pq = pytest.importorskip("pyarrow.parquet")
 if importlib.util.find_spec("wordllama") is None:
     pytest.skip("needs wordllama: pip install 'polyroute[embed]'", allow_module_level=True)
 
-ROUTERS = ("knn", "calibrated")
+ROUTERS = ("knn", "calibrated", "default")
 
 
 def rows_of(n: int = 60, m: int = 3, **change: Any) -> dict[str, list[Any]]:
@@ -71,7 +71,7 @@ def through(call, table: Path, router: str = "knn", *options: object) -> tuple[A
     return fitted, judged, pq.read_table("p.parquet").to_pylist()
 
 
-@pytest.mark.parametrize("router", ["knn", "linear"])
+@pytest.mark.parametrize("router", ["knn", "linear", "default"])
 def test_queries_that_lack_a_model_are_left_out_and_counted(call, write, router):
     rows = rows_of()
     kept = [k for k in range(len(rows["model"])) if not (rows["model"][k] == "m1" and k % 9 == 1)]
@@ -99,7 +99,7 @@ def test_one_model_is_a_pool_with_nothing_to_choose(call, write, router):
     assert len({row["aiq"] for row in judged["rows"]}) == 1  # every router is the same here
 
 
-@pytest.mark.parametrize(("router", "score"), [("calibrated", 0.0), ("mix", 1.0)])
+@pytest.mark.parametrize(("router", "score"), [("calibrated", 0.0), ("mix", 1.0), ("default", 1.0)])
 def test_scores_that_never_differ_leave_the_choice_to_cost(call, write, router, score):
     rows = rows_of()
     _, judged, choices = through(call, write(rows | {"score": [score] * len(rows["score"])}), router)
@@ -133,7 +133,7 @@ def test_copies_without_a_group_are_kept_together_in_folds(write):
     assert group[0] == group[1] != group[2]
 
 
-@pytest.mark.parametrize(("router", "prices"), [("knn", None), ("calibrated", 0.0)])
+@pytest.mark.parametrize(("router", "prices"), [("knn", None), ("calibrated", 0.0), ("default", None)])
 def test_models_without_a_price_or_for_free_are_judged_by_quality(call, write, tmp_path, router, prices):
     rows = rows_of()
     if prices is not None:
