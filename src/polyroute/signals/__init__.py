@@ -5,6 +5,8 @@
     is_quick(featuriser, text) -> bool               may an event loop call it, or does it belong in a thread?
     needs.needs_of(messages, tools=...) -> names     capabilities a candidate must offer
     tokens.count_tokens(text) -> number              prompt tokens, near enough for a price
+    pii.find_pii(text), injection.injection(text)    what a guard looks for
+    language.language_of(text) -> code               the language, or `und`
     surface.surface(text) -> [DIM]                   what the text looks like
 """
 
