@@ -65,7 +65,8 @@ def test_another_conversation_is_not_held(live):
 
 def test_a_gain_above_the_price_moves_it(live):
     talk = opening(live, "careful", "Write a haiku about rain.")
-    assert ask(live, "careful", [*talk, {"role": "user", "content": "thanks"}])[0] == "small"
+    assert ask(live, "careful", [*talk, {"role": "user", "content": "What is 2+2?"}])[0] == "small"
+    assert ask(live, "careful", [*talk, {"role": "user", "content": "yes, do it"}])[0] == "small"  # that one now
 
 
 def test_a_tool_loop_stays_whatever_is_gained(live):
@@ -94,8 +95,8 @@ def test_a_conversation_is_told_by_how_it_opens():
     assert thread_of([user], None, "key-1").key != first.key
     assert thread_of([{"role": "system", "content": "x"}, user], None, None).key != first.key
     parts = [{"role": "user", "content": [{"type": "tool_result", "tool_use_id": "1", "content": "x"}]}]
-    assert thread_of([user, answer, *parts], None, None).in_tool_loop
-    assert not thread_of(parts, None, None).in_tool_loop
+    assert thread_of([user, answer, *parts], None, None).stays
+    assert not thread_of(parts, None, None).stays
     assert json.dumps(first.key)
 
 

@@ -122,3 +122,10 @@ def test_an_easy_conversation_moves_up_when_a_turn_asks_for_it_and_not_in_a_tool
     looping = [*chat, {"role": "assistant", "tool_calls": []}, {"role": "tool", "content": "main.py"}]
     assert conversation.turn(looping) == "small"
     assert conversation.turn(chat) == "large"
+
+
+def test_a_calculation_is_no_reply():
+    assert not only_replies("What is 2+2?")
+    assert not only_replies("and 12 * 3?")
+    assert only_replies("option 2")
+    assert only_replies("1 and 3, please")

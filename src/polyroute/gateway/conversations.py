@@ -7,18 +7,16 @@ words share a name until then, and were sent to the same model for the same reas
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import msgspec
-
 from polyroute.policies.session import Session, Sessions, Sticky, StickyConfig, warmth_of
 from polyroute.protocols import Policy
+from polyroute.signals.conversation import ANSWERERS
+from polyroute.signals.session import conversation_key, in_tool_loop, is_follow_up
 from polyroute.types import Candidate
 
 REMEMBERED = 4_096  # conversations
-OPENING = 4_000  # bytes of the system prompt and of the first user message that tell a conversation
 
 
 class Thread(NamedTuple):
@@ -26,7 +24,7 @@ class Thread(NamedTuple):
 
     key: str  # names the conversation; "" where there is none
     follows: bool = False  # an answer stands before this turn, or the client names the conversation
-    in_tool_loop: bool = False  # the last message is a tool's result, on its way to the model that asked for it
+    stays: bool = False  # a tool's result on its way to the model that asked, or a turn that says nothing of its own
 
 
 NONE = Thread("")
@@ -34,25 +32,13 @@ NONE = Thread("")
 
 def thread_of(messages: Sequence[Any], session: str | None, tenant: str | None) -> Thread:
     """The conversation of a decoded chat. session: from a header, where the client sends one."""
-    follows = any(isinstance(m, dict) and m.get("role") in ("assistant", "model") for m in messages)
-    last = messages[-1]
-    in_tool_loop = follows and isinstance(last, dict) and is_tool_result(last)
+    answered = any(isinstance(m, dict) and m.get("role") in ANSWERERS for m in messages)
+    if session is None and not answered:
+        return Thread(conversation_key(messages, tenant=tenant or "") or "")
+    stays = answered and (in_tool_loop(messages) or is_follow_up(messages))
     if session is not None:
-        return Thread(f"{tenant}\n{session}", True, in_tool_loop)
-    digest = hashlib.blake2b(repr(tenant).encode(), digest_size=16)
-    for message in messages:
-        digest.update(msgspec.json.encode(message.get("content"))[:OPENING])
-        if message.get("role") == "user":
-            break
-    return Thread(digest.hexdigest(), follows, in_tool_loop)
-
-
-def is_tool_result(message: dict[str, Any]) -> bool:
-    """Is this message what a tool answered?"""
-    if message.get("role") in ("tool", "function"):
-        return True
-    content = message.get("content")
-    return isinstance(content, list) and any(isinstance(p, dict) and p.get("type") == "tool_result" for p in content)
+        return Thread(f"{tenant}\n{session}", True, stays)
+    return Thread(conversation_key(messages, tenant=tenant or "") or "", True, stays)
 
 
 def stickiness(price: float) -> StickyConfig | None:
@@ -79,7 +65,7 @@ class Conversations:
         """The policy with the price of a move."""
         ids = [candidate.id for candidate in pool]
         warmth = warmth_of(session, prompt_tokens)
-        return Sticky(ids, session, inner, now_s, warmth, thread.in_tool_loop, config)
+        return Sticky(ids, session, inner, now_s, warmth, thread.stays, config)
 
     def served(self, thread: Thread, candidate: Candidate, now_s: float, tokens: int) -> None:
         """A turn was answered."""

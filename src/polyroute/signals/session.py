@@ -16,6 +16,7 @@ KEY_BYTES = 12
 FIRST = 2_000  # characters of the first turns that tell conversations apart
 LONGEST_REPLY = 8  # words; a longer turn says something of its own
 WORD = re.compile(r"[^\W_]+")
+SUM = re.compile(r"\d\s*[-+*/x×÷^=<>%]\s*\d")
 
 # Words of turns that only answer or push on. A turn made of these alone needs what the turns before it needed.
 REPLIES = frozenset(
@@ -89,6 +90,8 @@ def is_follow_up(messages: object) -> bool:
 
 def only_replies(text: str) -> bool:
     """Whether a turn is made of `REPLIES`, numbers and punctuation alone; also an empty one."""
+    if SUM.search(text):
+        return False  # a calculation, though made of numbers alone
     words = WORD.findall(text.lower().replace("'", "").replace("\u2019", ""))
     return len(words) <= LONGEST_REPLY and all(w in REPLIES or w.isdigit() for w in words)
 
