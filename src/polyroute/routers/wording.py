@@ -6,6 +6,7 @@ end of a line. Letters: t tokens of all texts, h hash values, v tokens kept, r d
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple, Self
 
@@ -46,6 +47,7 @@ def _powers(base: int) -> Array:
     return np.multiply.accumulate(powers)
 
 
+ONES = np.ones(2 * LIMIT, dtype=np.float32)
 POWER, INVERSE = _powers(ODD), _powers(pow(ODD, -1, 2**64))
 
 
@@ -86,14 +88,17 @@ class Wording(NamedTuple):
         for row, text in zip(out, texts, strict=True):
             if text and len(at := self.distinct(text)):
                 rarity = self.rarity[at]
-                np.divide(self.table[at].sum(axis=0), max(float(np.sqrt(rarity @ rarity)), 1e-6), out=row)
+                share = np.float32(1 / max(math.sqrt(rarity @ rarity), 1e-6))
+                np.matmul(share * ONES[: len(at)], self.table[at], out=row)  # quicker than a sum over rows
                 row -= self.centre
         return out
 
     def distinct(self, text: str) -> Array:
         """The rows of a text's known tokens, each once."""
-        at = np.unique(self.slot[hashed(text)])
-        return at[:-1] if len(at) and at[-1] == len(self.rarity) - 1 else at
+        at = self.slot[hashed(text)]
+        at.sort()
+        at = at[: int(at.searchsorted(len(self.rarity) - 1))]
+        return at[np.flatnonzero(np.diff(at, prepend=np.int32(-1)))]
 
     @classmethod
     def of(cls, slot: Array, table: Array, rarity: Array, centre: Array) -> Self:
