@@ -100,9 +100,10 @@ def prove(seed: int) -> Proof:
     for special, base in ((SPECIAL, BASE), *OTHERS):
         target = TARGET if special == SPECIAL else "questions"
         found = audit(outcomes, special, base, domains, target, rng)
-        row = {"special": special, "claimed home": target, "home by DSI": home(outcomes, special, domains)}
-        row |= {"base's home": home(outcomes, base, domains), "DSI": found.dsi.value, "GG": found.gg.value}
-        rows.append(row | {"CDTR": found.cdtr.value} | {str(d): found.special[str(d)] for d in names})
+        row: dict[str, str | float] = {"special": special, "claimed home": target}
+        row |= {"home by DSI": home(outcomes, special, domains), "base's home": home(outcomes, base, domains)}
+        row |= {"DSI": found.dsi.value, "GG": found.gg.value, "CDTR": found.cdtr.value}
+        rows.append(row | {str(d): found.special[str(d)] for d in names})
     figures = {f"found, {name}": float(np.mean([run[name] for run in runs])) for name in runs[0]}
     return Proof(
         id=14,
