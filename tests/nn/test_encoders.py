@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ import pytest
 pytest.importorskip("torch", reason="needs torch: pip install 'polyroute[nn]'")
 
 from polyroute.data.synthetic import synthetic_outcomes
-from polyroute.errors import ConfigError, NotFittedError, UnknownCandidateError
+from polyroute.errors import ConfigError, MissingExtraError, NotFittedError, UnknownCandidateError
 from polyroute.nn.encoders import CrossAttention, GraphEncoder, TwoTower
 from polyroute.recipes.graph_router import graph_router
 from polyroute.recipes.route_profile import route_profile
@@ -106,3 +108,10 @@ def test_two_prototypes_find_the_domain_as_well_as_all():
         CrossAttention(k=0)
     with pytest.raises(NotFittedError):
         CrossAttention().route(test)
+
+
+def test_without_torch_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.delitem(sys.modules, "polyroute.nn.encoders")
+    with pytest.raises(MissingExtraError, match=r"pip install 'polyroute\[nn\]'"):
+        importlib.import_module("polyroute.nn.encoders")
