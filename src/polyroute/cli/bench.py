@@ -144,8 +144,8 @@ def unfit(name: str) -> str:
         router = resolve_router(name)()
     except TypeError:
         return "has no defaults: it is made of other routers or needs settings"
-    except UnknownNameError as problem:
-        return f"cannot be imported ({problem})"
+    except UnknownNameError:
+        return "cannot be imported"
     try:
         estimates = router.fit(table).predict(table.queries[:2], table.pool)
     except PolyrouteError as problem:

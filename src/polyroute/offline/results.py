@@ -39,9 +39,10 @@ READING = """\
 **gap closed** is the share of the way from the random mix to the oracle, which picks after seeing every outcome and
 so collects luck too. **cost@95 %** is the cost to reach 95 % of the best single model's quality, relative to that
 model's cost. **ECE** is the distance of predicted from observed quality. **fit** is from ready embeddings, without the
-choice of settings; **decisions/s** in batches of 1,024 and **alone** for one query count prediction and choice.
-**file** is the size when saved. Some are parts made for another input and are here for completeness: `elo` looks at no
-query at all, `diagonal` wants one-hot contexts in place of an embedding, `described` texts about the models.
+choice of settings; **decisions/s** in batches of 1,024 and **alone** for one query count prediction and choice; all
+three are of the machine of this run, with whatever else ran there. **file** is the size when saved. Some are parts made
+for another input and are here for completeness: `elo` looks at no query at all, `diagonal` wants one-hot contexts in
+place of an embedding, `described` texts about the models.
 """
 
 
