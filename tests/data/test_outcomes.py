@@ -238,5 +238,5 @@ def test_embeddings_are_attached_and_nan_means_none(write):
 def test_the_public_tables_load_as_described(data_dir, name, queries, models, whole):
     outcomes = load_outcomes(data_dir / "outcomes" / f"{name}.parquet")
     assert (len(outcomes), len(outcomes.pool), complete(outcomes).sum()) == (queries, models, whole)
-    assert outcomes.labels.keys() == {"dataset", "split", "group"}
+    assert outcomes.labels.keys() == {"dataset", "split", "group", "topic"}
     assert all(candidate.profile.price_in > 0 for candidate in outcomes.pool)
