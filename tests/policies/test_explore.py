@@ -195,3 +195,29 @@ def test_the_normal_is_as_exact_as_it_says():
 def test_settings_are_checked_when_built(build, message):
     with pytest.raises(ConfigError, match=message):
         build()
+
+
+@pytest.mark.parametrize("m", [16, 64])
+@pytest.mark.parametrize("apart", [0.01, 0.3])
+@pytest.mark.parametrize("stds", ["alike", "some narrow", "magnitudes", "some known"])
+def test_the_chance_of_best_in_a_large_pool_agrees_with_a_dense_integral(m, apart, stds):
+    stats = pytest.importorskip("scipy.stats")
+    rng = np.random.default_rng(m)
+    mean = rng.normal(0.0, apart, m)
+    std = {
+        "alike": np.full(m, 0.1),
+        "some narrow": np.where(rng.random(m) < 0.1, 1e-3, 0.3),
+        "magnitudes": 10 ** rng.uniform(-2.5, 0, m),
+        "some known": np.where(rng.random(m) < 0.3, 1e-9, 0.2),  # as good as known
+    }[stds]
+    known = std < 1e-6
+    low = max((mean - 8 * std).max(), mean[known].max(initial=-np.inf))
+    x = np.linspace(low, (mean + 8 * std).max(), 30_001)
+    doubtful = np.flatnonzero(~known)
+    below = stats.norm.logcdf((x[:, None] - mean[doubtful]) / std[doubtful])
+    density = stats.norm.logpdf((x[:, None] - mean[doubtful]) / std[doubtful]) - np.log(std[doubtful])
+    chance = np.trapezoid(np.exp(density + below.sum(axis=1, keepdims=True) - below), x, axis=0)
+    found = chance_of_best(mean[None], np.where(known, 0.0, std)[None])[0]
+    assert found[doubtful] == pytest.approx(chance, abs=1e-6)
+    assert found[known].sum() == pytest.approx(1.0 - chance.sum(), abs=1e-5)
+    assert np.count_nonzero(found[known]) <= 1
