@@ -370,3 +370,18 @@ def test_a_terminal_is_redrawn_and_wiped():
 
 def test_json_holds_no_nan():
     assert finite({"a": [float("nan"), float("inf"), 1 / 3], "b": "x"}) == {"a": [None, None, 0.333333], "b": "x"}
+
+
+def test_the_default_router_by_the_command_line(run, table, tmp_path):
+    code, _, fitted = run("fit", table, "--router", "default", "-o", tmp_path / "r.npz", *FEATURES)
+    assert code == 0
+    assert (fitted["router"], fitted["split"], fitted["tokens"]) == ("default", "train and valid", "text")
+    code, _, judged = run("eval", tmp_path / "r.npz", table, "--resamples", 5)
+    assert code == 0
+    code, _, said = run("predict", tmp_path / "r.npz", table, "-o", tmp_path / "out.parquet")
+    assert (code, said["queries"]) == (0, 300)
+
+
+def test_the_default_router_takes_no_prior(run, table, tmp_path):
+    code = run("fit", table, "--router", "default", "--prior", "default", "-o", tmp_path / "r.npz", *FEATURES)[0]
+    assert code != 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +31,7 @@ from polyroute.offline.evaluate import (
 from polyroute.offline.frontier import Curve, one_price, reference_cost, scale_of
 from polyroute.offline.split import folds, has_split, part
 from polyroute.protocols import Router
+from polyroute.routers.default import Default
 from polyroute.types import Array, Outcomes
 
 EXAMPLE = """examples:
@@ -136,7 +138,8 @@ def wanted(outcomes: Outcomes, artefact: Artefact | None, args: argparse.Namespa
 def judge(artefact: Artefact | None, name: str, outcomes: Outcomes, features: str, args: argparse.Namespace) -> Judged:
     """Split the table, fit what has to be fitted, and say what is expected of the queries to judge on."""
     outcomes = embedded(outcomes, features, args.outcomes)
-    outcomes = Outcomes(counted(outcomes.queries), outcomes.pool, outcomes.values, outcomes.observed, outcomes.labels)
+    anew = artefact is not None and artefact.info.get("tokens") == "text"
+    outcomes = replace(outcomes, queries=counted(outcomes.queries, anew=anew))
     if args.folds is not None:
         return Judged(outcomes, None, crossed(artefact, name, outcomes, args))
     if args.split == "all" or "split" not in outcomes.labels:
@@ -146,6 +149,8 @@ def judge(artefact: Artefact | None, name: str, outcomes: Outcomes, features: st
             say("warning: the router learned from some of these queries; --split test or --folds 5 give honest figures")
         test, train = outcomes, None
     else:
+        if artefact is not None and args.split in str(artefact.info.get("split")).split(" and "):
+            say(f"warning: the router learned from split {args.split}; --split test or --folds 5 give honest figures")
         test, train = part(outcomes, args.split), part(outcomes, "train") if has_split(outcomes, "train") else None
     learned = train if train is not None else test
     stated = artefact.info.get("reference_cost_usd") if artefact else None
@@ -160,6 +165,8 @@ def judge(artefact: Artefact | None, name: str, outcomes: Outcomes, features: st
 def unfitted(artefact: Artefact | None, name: str, outcomes: Outcomes, args: argparse.Namespace) -> Router:
     """A new router like the one in the file, or of the name given; settings of a name are chosen without `test`."""
     if artefact is not None:
+        if artefact.kind == "default":
+            return Default(args.seed)
         if name not in QUALITY_ROUTERS:
             raise ConfigError("--folds", got=args.router, expected="a file of polyroute fit, or a router's name")
         return quality_router(name, artefact.info["chosen"])

@@ -148,15 +148,14 @@ def fit_default(outcomes: Outcomes, args: argparse.Namespace) -> Fitted:
     """
     if args.prior:
         raise ConfigError("--prior", got=args.prior, expected="none with --router default: it makes its own")
-    queries = counted([replace(query, num_tokens=None) if query.text else query for query in outcomes.queries])
-    table = replace(outcomes, queries=queries)
+    table = replace(outcomes, queries=counted(outcomes.queries, anew=True))
     say(f"fitting on {len(table):,} queries")
     router = Default(args.seed).fit(table)
     split = "train and valid" if "split" in table.labels else "all rows"
     info = {
         "router": DEFAULT, "table": args.outcomes.name, "features": args.features, "split": split, "rows": len(table),
         "complete": bool(complete(table).all()), "chosen": {}, "scores": {}, "seed": args.seed, "prior": None,
-        "reference_cost_usd": reference_cost(table), "made_with": made_with(),
+        "reference_cost_usd": reference_cost(table), "tokens": "text", "made_with": made_with(),
     }  # fmt: skip
     return Fitted(router, list(table.pool), info)
 

@@ -75,7 +75,7 @@ def weights_of(text: str) -> dict[str, float]:
 def run(args: argparse.Namespace) -> int:
     writable("--output", args.output, ".parquet")
     artefact = load(args.router)
-    queries = counted(load_queries(args.queries))
+    queries = counted(load_queries(args.queries), anew=artefact.info.get("tokens") == "text")
     queries = with_vectors(queries, artefact.features, args.queries)
     pool = artefact.pool if args.models is None else models_of(args.models)
     estimates = estimated(artefact.router, queries, pool)

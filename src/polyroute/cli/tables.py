@@ -98,8 +98,13 @@ def vectors(queries: Sequence[Query], features: str, table: Path) -> Array:
     return rows
 
 
-def counted(queries: Sequence[Query]) -> list[Query]:
-    """The same queries with prompt tokens, estimated from the text where the table does not state them."""
+def counted(queries: Sequence[Query], *, anew: bool = False) -> list[Query]:
+    """The same queries with prompt tokens, estimated from the text where the table does not state them.
+
+    anew: also where it does; a table may state the tokens of a longer prompt than the text that is routed.
+    """
+    if anew:
+        queries = [replace(q, num_tokens=None) if q.text else q for q in queries]
     return [q if q.num_tokens is not None else replace(q, num_tokens=count_tokens(q.text)) for q in queries]
 
 
