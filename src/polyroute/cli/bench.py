@@ -145,6 +145,8 @@ def unfit(name: str) -> str:
     except TypeError:
         return "has no defaults: it is made of other routers or needs settings"
     except UnknownNameError:
+        if name not in ROUTERS:  # a mistake of who asked for it
+            raise
         return "cannot be imported"
     try:
         estimates = router.fit(table).predict(table.queries[:2], table.pool)
