@@ -171,7 +171,8 @@ def served(name: str, policy: PolicyConfig, pool: Sequence[Candidate]) -> Served
     settle = None
     if policy.budget_usd_per_request is not None:
         cheapest = min(kept, key=lambda c: (c.profile.price_out, c.profile.price_in)).id
-        budget = Budget(BudgetConfig(limit=policy.budget_usd_per_request, fallback=cheapest), chooser)
+        limit = policy.budget_usd_per_request
+        budget = Budget(BudgetConfig(limit=limit, tolerance=0.01, fallback=cheapest), chooser)
         chooser, settle = budget, budget.spent
         constraints.append(budget.within_budget)
     return ServedPolicy(
