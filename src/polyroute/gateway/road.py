@@ -45,23 +45,12 @@ async def travel(gateway: Gateway, scope: Scope, receive: Receive, send: Send, e
     headers = dict(scope["headers"])
     road = Exchange(endpoint, scope["path"], request_id(headers), started, headers=headers)
     try:
-        tenant = gateway.tenant_of(headers)
-        body = await read_body(receive, gateway.max_body)
-        try:
-            view = read_view(body)
-        except msgspec.MsgspecError as error:
-            raise BadRequestError(*explained(error)) from None
-        gateway.telemetry.stage("accept", perf_counter() - started)
-        road.choice = await decide(gateway, view, road, tenant)
+        view, body = await accept(gateway, road, receive)
     except ClientGoneError:
         return
     except BadRequestError as error:
-        return await refuse(gateway, send, road, error.status, str(error), error.parameter, error.code)
-    except UnknownNameError as error:
-        return await refuse(gateway, send, road, 404, str(error), "model", "model_not_found")
-    except NoCandidateError as error:
-        status = 503 if "healthy" in error.refused.values() else 400
-        return await refuse(gateway, send, road, status, str(error), "model", "no_candidate")
+        return await refuse(gateway, send, road, error)
+    assert road.choice is not None
     gateway.journal.decision(road.choice.record)
     gateway.in_flight += 1
     me = asyncio.current_task()
@@ -89,6 +78,27 @@ async def travel(gateway: Gateway, scope: Scope, receive: Receive, send: Send, e
         road.over = True
         gateway.in_flight -= 1
         settle(gateway, road)
+
+
+async def accept(gateway: Gateway, road: Exchange, receive: Receive) -> tuple[View, bytes]:
+    """Read the request and decide it: (its fields, its bytes), the choice on the road.
+
+    Raises: ClientGoneError; BadRequestError for whatever keeps it from being served.
+    """
+    tenant = gateway.tenant_of(road.headers)
+    body = await read_body(receive, gateway.max_body)
+    try:
+        view = read_view(body)
+        gateway.telemetry.stage("accept", perf_counter() - road.started)
+        road.choice = await decide(gateway, view, road, tenant)
+    except msgspec.MsgspecError as error:
+        raise BadRequestError(*explained(error)) from None
+    except UnknownNameError as error:
+        raise BadRequestError(str(error), "model", status=404, code="model_not_found") from None
+    except NoCandidateError as error:
+        status = 503 if "healthy" in error.refused.values() else 400
+        raise BadRequestError(str(error), "model", status=status, code="no_candidate") from None
+    return view, body
 
 
 def request_id(headers: dict[bytes, bytes]) -> str:
@@ -202,15 +212,16 @@ def retry_after(headers: Headers) -> float | None:
     return None
 
 
-async def refuse(
-    gateway: Gateway, send: Send, road: Exchange, status: int, message: str, parameter: str | None, code: str | None
-) -> None:
+async def refuse(gateway: Gateway, send: Send, road: Exchange, error: BadRequestError) -> None:
     """The request is turned down before any decision."""
+    status = error.status
     gateway.telemetry.request(road.endpoint, "none", status, perf_counter() - road.started)
     headers = [(b"x-polyroute-schema", b"1"), (b"x-polyroute-request-id", one_line(road.request_id))]
     if status not in (408, 429, 503):
         headers.append((b"x-should-retry", b"false"))
-    await send_bytes(send, status, error_body(status, message, parameter, code), b"application/json", headers)
+    await send_bytes(
+        send, status, error_body(status, str(error), error.parameter, error.code), b"application/json", headers
+    )
 
 
 def settle(gateway: Gateway, road: Exchange) -> None:

@@ -61,7 +61,8 @@ Prove: TypeAlias = Callable[[int], Proof]  # seed -> Proof; every proof module h
 def effect_over_seeds(name: str, values: Any, unit: str, margin: float = 0.0) -> Effect:
     """An effect from one value a seed [s]: mean and a 95 % Student interval over the seeds."""
     sample = np.asarray(values, dtype=float)
-    quantile = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
+    quantile = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262,
+                12: 2.201, 15: 2.145, 16: 2.131, 20: 2.093, 24: 2.069, 30: 2.045}  # fmt: skip
     half = quantile.get(len(sample), 2.0) * sample.std(ddof=1) / np.sqrt(len(sample)) if len(sample) > 1 else np.inf
     mean = float(sample.mean())
     return Effect(name=name, value=mean, low=mean - float(half), high=mean + float(half), unit=unit, margin=margin)

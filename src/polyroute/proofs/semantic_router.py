@@ -1,17 +1,21 @@
-"""Proof of system 34, vLLM Semantic Router: written rules bring most of what knowing the data set would bring.
+"""Proof of system 34, vLLM Semantic Router: signals and rules bring most of what knowing the data set would bring.
 
-Claim: rules over keyword and exemplar signals, one a category, recover at least 70 % of what a table by the true data
-set gains over the best single model.
-Dropped before the runs that count: that the session guard, at its published constants, halves the switches of
-conversations of alternating easy and hard turns and loses at most 1 point of quality. On seeds of 100 and above it
-stopped every switch and lost 2.3 points [-0.2, 4.8]: its bar of 0.4 utility is beyond what a shrunk kNN ever promises.
-The table still shows it.
-Data: LLMRouter's nine models on fourteen tasks, train and valid, a quarter of the groups held out by seed. For the
-conversations: easy turns are OpenBookQA, ARC and CommonsenseQA, hard ones MATH, GSM8K and GPQA, eight turns each; the
-utility of a turn is quality less 0.3 of the cost over the dearest model's mean cost, as a shrunk kNN estimates it.
-Baseline: the best single model, and 70 % of the data-set table's gain over it; a shrunk kNN is shown.
-Falsifier: the same rules with each category's best model learned from shuffled outcomes.
-The category of a query comes from patterns for what a form gives away and from exemplars for the rest.
+This is the second version. The first claimed, over five splits, that a rule a category with its best model recovers at
+least 70 % of what a table by the true data set gains over the best single model. It failed at both final seeds: beyond
+70 % of the gain came +0.3 points [-0.7, 1.3] at seed 7 and -0.1 [-1.0, 0.8] at seed 0. Changed, on seeds 200 to 219:
+(a) the mechanism: a hard rule throws away how sure the reading of the category is, though every signal says so. Where
+no form gives the category away, all models are candidates and the choice weighs each category's qualities by its share
+of the exemplars (`ByDomain`), the best choice under that doubt; (b) twenty splits in the place of five.
+Claim, the specification's: this recovers at least 70 % of the table's gain, as a mean over twenty splits.
+Dropped before the first version's final runs and still: that the session guard, at its published constants, halves the
+switches of conversations of alternating easy and hard turns and loses at most 1 point of quality. It stopped every
+switch and lost 2.3 points [-0.2, 4.8]; the table still shows it (on three splits).
+Data: LLMRouter's nine models on fourteen tasks, train and valid, a quarter of the groups held out by seed. The splits
+overlap, so the interval says how sure the mean over splits of this table is, not what another table would show.
+For the conversations: easy turns are OpenBookQA, ARC and CommonsenseQA, hard ones MATH, GSM8K and GPQA, eight turns
+each; the utility of a turn is quality less 0.3 of the cost over the dearest model's mean cost, by a shrunk kNN.
+Baseline: the best single model, and 70 % of the data-set table's gain over it; the first version's hard rules and a
+shrunk kNN are shown. Falsifier: the same with each category's qualities learned from shuffled outcomes.
 """
 
 from __future__ import annotations
@@ -25,7 +29,16 @@ from polyroute.policies.rules import Is, Rule, Rules
 from polyroute.policies.session import Session
 from polyroute.proofs.proof import Effect, Proof, effect_over_seeds
 from polyroute.proofs.tables import full_table, held_out, shuffled
-from polyroute.recipes.semantic_router import Domains, SemanticRouter, Signal, Way, best_of, rules_of
+from polyroute.recipes.semantic_router import (
+    ByDomain,
+    Domains,
+    SemanticRouter,
+    Signal,
+    Way,
+    best_of,
+    rules_in_doubt,
+    rules_of,
+)
 from polyroute.routers.knn import KNN
 from polyroute.routers.mix import Together
 from polyroute.signals.matches import TextSignal, pattern
@@ -40,6 +53,7 @@ FORMS = {  # data set -> what its form gives away; looked up before the exemplar
 }
 EASY, HARD = ("openbook_qa", "arc_challenge", "commonsense_qa"), ("math", "gsm8k", "gpqa")
 SHARE = 0.7  # of the data-set table's gain
+SPLITS, TALKED = 20, 3  # of the latter, conversations too
 CONVERSATIONS, TURNS = 60, 8
 TRADE_OFF = 0.3
 
@@ -48,19 +62,23 @@ def on_text(signal: TextSignal) -> Signal:
     return lambda query: signal(query.text)
 
 
-def router_for(train: Outcomes, learned: Outcomes) -> SemanticRouter:
-    """Signals from `train`, the best model of each category from `learned`."""
+def router_for(train: Outcomes, learned: Outcomes, hard: bool = False) -> SemanticRouter:
+    """Signals from `train`, what each category's models are worth from `learned`. hard: only the best of each."""
     labels = train.labels["dataset"]
-    best = best_of(learned, labels)
+    best, domains = best_of(learned, labels), Domains(train.queries, labels)
     single = (learned.pool[int(learned.values["quality"].mean(axis=0).argmax())].id,)
     forms = tuple(
         Rule(name=f"form {name}", when=Is(f"form:{name}"), candidates=best[name][:1], priority=10)
         for name in FORMS
         if name in best
     )
-    rules = Rules((*forms, *rules_of(best, single).rules), single)
+    ids = [candidate.id for candidate in train.pool]
+    rest = rules_of(best, single) if hard else rules_in_doubt(domains, ids, single)
     signals = {f"form:{name}": on_text(pattern(form)) for name, form in FORMS.items()}
-    return SemanticRouter(rules, train.pool, signals, [Domains(train.queries, labels)])
+    way = Way(ByDomain(domains).fit(learned), Greedy(), Objective({"quality": 1.0}))
+    return SemanticRouter(
+        Rules((*forms, *rest.rules), single), train.pool, signals, [domains], ways={"by domain": way}
+    )
 
 
 def mean_score(router: SemanticRouter, test: Outcomes) -> float:
@@ -114,8 +132,8 @@ def talk(router: SemanticRouter, turns: list[Query], guarded: bool) -> list[str]
     return chosen
 
 
-def one_seed(outcomes: Outcomes, seed: int) -> dict[str, float]:
-    """Mean scores on the held-out queries, and the conversations."""
+def one_seed(outcomes: Outcomes, seed: int, talked: bool) -> dict[str, float]:
+    """Mean scores on the held-out queries, and, where asked for, the conversations."""
     train, test = held_out(outcomes, seed)
     rng = np.random.default_rng(seed)
     quality: Array = test.values["quality"]
@@ -123,18 +141,20 @@ def one_seed(outcomes: Outcomes, seed: int) -> dict[str, float]:
     return {
         "best single": float(quality[:, int(train.values["quality"].mean(axis=0).argmax())].mean()),
         "rules": mean_score(router_for(train, train), test),
+        "hard rules": mean_score(router_for(train, train, hard=True), test),
         "shuffled": mean_score(router_for(train, shuffled(train, rng)), test),
         "data-set table": table_score(train, test),
         "kNN": float(quality[np.arange(len(test)), neighbours].mean()),
-        **conversations(train, test, rng),
+        **(conversations(train, test, rng) if talked else {}),
     }
 
 
 def prove(seed: int) -> Proof:
-    """Five seeded splits; near-duplicates never on both sides."""
+    """Twenty seeded splits; near-duplicates never on both sides."""
     outcomes = full_table("llmrouter9")
-    seeds = range(seed, seed + 5)
-    found = [one_seed(outcomes, s) for s in seeds]
+    seeds = range(seed, seed + SPLITS)
+    found = [one_seed(outcomes, s, i < TALKED) for i, s in enumerate(seeds)]
+    means = {name: float(np.mean([f[name] for f in found if name in f])) for name in found[0]}
 
     def beyond(name: str) -> list[float]:
         table = [SHARE * (f["data-set table"] - f["best single"]) for f in found]
@@ -145,15 +165,18 @@ def prove(seed: int) -> Proof:
         effect_over_seeds("rules over the best single model", over, "points"),
         effect_over_seeds("rules beyond 70 % of the data-set table's gain", beyond("rules"), "points"),
     ]
+    share = (means["rules"] - means["best single"]) / (means["data-set table"] - means["best single"])
     return Proof(
         id=34,
         name="vLLM Semantic Router",
-        claim="rules over signals recover 70 % of what a table by the true data set gains over the best single model",
+        claim="rules over signals, with the doubt of the reading weighed in, recover 70 % of what a table by the true "
+        "data set gains over the best single model (second version)",
         baseline="best single model; 70 % of the gain of the table by true data set",
         effects=effects,
         falsifier=effect_over_seeds("the same rules learned from shuffled outcomes", beyond("shuffled"), "points"),
         seeds=list(seeds),
-        notes="The session guard at its published constants stops every switch and costs quality here: see the table.",
-        rows=[{"what": name, "mean": float(np.mean([f[name] for f in found]))} for name in found[0]],
-        figures={name: float(np.mean([f[name] for f in found])) for name in found[0]},
+        notes=f"The share of the table's gain recovered is {100 * share:.0f} %. The session guard at its published "
+        "constants stops every switch and costs quality here: see the table.",
+        rows=[{"what": name, "mean": value} for name, value in means.items()],
+        figures=means,
     )

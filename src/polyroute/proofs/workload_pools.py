@@ -1,13 +1,21 @@
 """Proof of system 41, Workload-Router-Pool: pools parted by length need fewer GPUs, where lengths differ.
 
-Claimed beforehand. Prompt lengths of LLMRouter's and RouteLLM's queries (train and valid), one in twenty replaced by
+Second version. The first claimed the same five things and failed at seed 7 by the fourth: the worst kind of text was 5.8 %
+off over five orders, [0, 12], where 10 was allowed. Its kinds were found by a part of a data set's name, and "cmmlu"
+contains "mmlu": a third of the texts called English were Chinese. Development seeds from 200 showed it. Changed: kinds
+are told by whole names, so a category is one script; 20 orders instead of five for this part, because an order is cheap.
+The mechanism, the margins, the baselines and the falsifier are as they were. That a mixed category is counted worse
+stays true: `figures` has the mixture of the first version as "mixed", without a claim.
+
+Claimed. Prompt lengths of LLMRouter's and RouteLLM's queries (train and valid), one in twenty replaced by
 one of 8,000 to 28,000 tokens; answer lengths drawn (log-normal); 100 requests a second; 99 in 100 first tokens in 2 s;
 the GPU is a model of ours (keys and values for 262,144 tokens, a step of 8 ms and 0.25 ms a sequence).
 1. Erlang's formula and its mean wait agree with simulated queues within 0.02, of a share and of the service time.
 2. Two pools need at least 15 % fewer GPUs than one (the baseline) by the formula;
 3. and in the simulator, at those sizes, 99 in 100 first tokens do come in time.
-4. After 200 requests of a category, tokens expected from bytes are within 10 % of those counted, by category, where a
-   fixed 4 bytes a token is more than 20 % off on Chinese text or code (RouterDC's CMMLU, C-Eval and MBPP).
+4. After 200 requests of a category, tokens expected from bytes are within 10 % of those counted, by category (the worst
+   of them counts), where a fixed 4 bytes a token is more than 20 % off on Chinese text or code (RouterDC's exams and
+   programming tasks).
 Falsifier: the same GPUs claim for a stream whose prompts are all of one length.
 """
 
@@ -25,7 +33,12 @@ from polyroute.types import Array, Outcomes
 
 WINDOW, RATE, SAMPLE = 32_768.0, 100.0, 4000
 GPU = Accelerator()
-KINDS = {"chinese": ("cmmlu", "ceval"), "code": ("mbpp", "humaneval"), "english": ("mmlu", "arc")}
+ORDERS = 20  # in which a category's texts may come
+KINDS = {
+    "chinese": ("cmmlu", "ceval"), "code": ("mbpp", "humaneval", "humaneval_js"),
+    "english": ("mmlu", "arc_easy", "arc_challenge"),
+}  # fmt: skip
+MIXED = {"mixed": (*KINDS["english"], "cmmlu")}  # two scripts under one name
 
 
 def lengths(tables: list[Outcomes], rng: np.random.Generator) -> Array:
@@ -67,9 +80,8 @@ def pools(prompt: Array, rng: np.random.Generator) -> dict[str, float]:
 def bytes_error(table: Outcomes, seed: int) -> dict[str, float]:
     """Relative error of the total tokens expected, for each kind of text, learned and at 4 bytes a token, %."""
     rng, found = np.random.default_rng(seed), {}
-    dataset = np.array([str(name).lower().replace("-", "").replace("_", "") for name in table.labels["dataset"]])
-    for kind, names in KINDS.items():
-        rows = rng.permutation([i for i, d in enumerate(dataset) if any(name in d for name in names)])
+    for kind, names in (KINDS | MIXED).items():
+        rows = rng.permutation(np.flatnonzero(np.isin(table.labels["dataset"], names)))
         counted = BytesPerToken()
         for i in rows[:200]:
             counted.update(len(table.queries[i].text.encode()), float(table.queries[i].num_tokens or 0), kind)
@@ -82,16 +94,16 @@ def bytes_error(table: Outcomes, seed: int) -> dict[str, float]:
 
 
 def prove(seed: int) -> Proof:
-    """Five samples of lengths and orders."""
+    """Five samples of lengths, 20 orders of texts."""
     tables = [full_table("llmrouter9"), full_table("routellm")]
     dc7 = full_table("routerdc7")
     seeds = range(seed, seed + 5)
-    mixed, alike, text = [], [], []
+    mixed, alike = [], []
     for s in seeds:
         rng = np.random.default_rng(s)
         mixed.append(pools(lengths(tables, rng), rng))
         alike.append(pools(np.full(SAMPLE, 20_000.0), rng))
-        text.append(bytes_error(dc7, s))
+    text = [bytes_error(dc7, s) for s in range(seed, seed + ORDERS)]
     error = queue_error(seeds)
     fixed = [max(t["chinese at 4"], t["code at 4"]) for t in text]
     effects = [
@@ -115,5 +127,6 @@ def prove(seed: int) -> Proof:
         seeds=list(seeds),
         rows=rows,
         figures={key: float(np.mean([t[key] for t in text])) for key in text[0]},
-        notes="The GPU is a model with constants of ours; only prompt lengths and texts are recorded.",
+        notes="The GPU is a model with constants of ours; only prompt lengths and texts are recorded. Second version: the "
+        "first took Chinese exams for English ones.",
     )

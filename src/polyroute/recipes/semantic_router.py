@@ -2,25 +2,26 @@
 
 Signals read a request, each on its own; rules turn them into candidates, guards first; one of several ways chooses
 among these; the session guard keeps a conversation where it is unless a move pays; plugins change the request in a
-named order. `lint` looks at the rules beforehand. Parts: signals/matches, policies/rules, policies/lint,
+named order. `lint` looks at the rules beforehand. Where the reading of a domain is in doubt, `rules_in_doubt` leaves the
+choice to `ByDomain`, which weighs what each domain's models are worth by how sure the reading is. Parts: signals/matches, policies/rules, policies/lint,
 policies/session, policies/multifactor, routers/knn.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 
 from polyroute.decide import decide
 from polyroute.errors import NoCandidateError, UnknownNameError
 from polyroute.policies.lint import Report, lint
-from polyroute.policies.rules import Is, Reading, Readings, Rule, Rules, Ruling
+from polyroute.policies.rules import Any, Is, Reading, Readings, Rule, Rules, Ruling
 from polyroute.policies.session import Session, StickyConfig, keep_or_switch
 from polyroute.protocols import Policy, Router
 from polyroute.routers.rows import embeddings, unit_rows
-from polyroute.types import Array, Candidate, Decision, Objective, Outcomes, Query
+from polyroute.types import Array, Candidate, Decision, Estimate, Estimates, Objective, Outcomes, Query
 
 Signal = Callable[[Query], Reading]
 Plugin = Callable[[Query], Query]
@@ -129,21 +130,56 @@ class Domains:
     def __call__(self, query: Query) -> Readings:
         if query.embedding is None:
             return {}  # not known
-        alike = np.vecdot(self.x, unit_rows(embeddings([query], self.x.shape[1]))[0])
-        k = min(self.k, len(alike))
-        share = np.bincount(self.own[np.argpartition(-alike, k - 1)[:k]], minlength=len(self.names)) / k
+        share = self.shares([query])[0]
         best = int(share.argmax())
         return {f"{self.prefix}{name}": (i == best, float(share[i])) for i, name in enumerate(self.names)}
+
+    def shares(self, queries: Sequence[Query]) -> Array:
+        """[n, domains] share of the k nearest in each domain."""
+        alike = unit_rows(embeddings(queries, self.x.shape[1])) @ self.x.T
+        k = min(self.k, alike.shape[1])
+        near = self.own[np.argpartition(-alike, k - 1, axis=1)[:, :k]]  # [n, k]
+        return np.asarray((near[:, :, None] == np.arange(len(self.names))).mean(axis=1))
+
+
+class ByDomain:
+    """Quality as the mean over domains of each model's shrunk quality in it, weighed by how sure the reading is.
+
+    The model with the highest is the best choice when the domain is known by these chances only, which the best model
+    of the likeliest domain is not: where two domains are as likely, it may be one that is good in both.
+    kappa: queries by which a domain's mean is shrunk to the overall mean, as in `best_of`.
+    """
+
+    def __init__(self, domains: Domains, kappa: float = 20.0):
+        self.domains, self.kappa = domains, kappa
+
+    def fit(self, outcomes: Outcomes) -> Self:
+        """outcomes: of the queries the domains are labelled on, in their order."""
+        quality = outcomes.values["quality"]
+        self.ids_ = [candidate.id for candidate in outcomes.pool]
+        self.mean_ = np.stack([
+            shrunk_mean(quality, self.domains.own == d, self.kappa) for d in range(len(self.domains.names))
+        ])  # [domains, m]  # fmt: skip
+        return self
+
+    def predict(self, queries: Sequence[Query], pool: Sequence[Candidate]) -> Estimates:
+        columns = [self.ids_.index(candidate.id) for candidate in pool]
+        return {"quality": Estimate(self.domains.shares(queries) @ self.mean_[:, columns])}
+
+
+def shrunk_mean(quality: Array, rows: Array, kappa: float) -> Array:
+    """[m] mean quality over some rows, shrunk to that over all by kappa queries. quality: [n, m], NaN not observed."""
+    own, overall = quality[rows], np.nanmean(quality, axis=0)
+    mean: Array = (np.nansum(own, axis=0) + kappa * overall) / (np.isfinite(own).sum(axis=0) + kappa)
+    return mean
 
 
 def best_of(outcomes: Outcomes, domains: Array, kappa: float = 20.0) -> dict[str, tuple[str, ...]]:
     """Domain -> candidate ids, best first, by mean quality in it shrunk to the overall mean by kappa queries."""
     quality = outcomes.values["quality"]
-    overall = np.nanmean(quality, axis=0)
     found = {}
     for domain in np.unique(domains):
-        own = quality[domains == domain]
-        mean = (np.nansum(own, axis=0) + kappa * overall) / (np.isfinite(own).sum(axis=0) + kappa)
+        mean = shrunk_mean(quality, domains == domain, kappa)
         found[str(domain)] = tuple(outcomes.pool[j].id for j in np.argsort(-mean, kind="stable"))
     return found
 
@@ -152,3 +188,11 @@ def rules_of(best: Mapping[str, Sequence[str]], default: Sequence[str], prefix: 
     """One rule a domain: its signal, then its best candidate."""
     rules = [Rule(name=name, when=Is(f"{prefix}{name}"), candidates=(ids[0],)) for name, ids in best.items()]
     return Rules(tuple(rules), tuple(default))
+
+
+def rules_in_doubt(
+    domains: Domains, candidates: Sequence[str], default: Sequence[str], way: str = "by domain"
+) -> Rules:
+    """One rule: where any domain is read, all candidates, chosen among by `way` (a `Way` with `ByDomain`)."""
+    when = Any(tuple(Is(f"{domains.prefix}{name}") for name in domains.names))
+    return Rules((Rule(name="domains", when=when, candidates=tuple(candidates), choose=way),), tuple(default))
