@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +41,13 @@ def held_out(outcomes: Outcomes, seed: int, num_folds: int = 4) -> tuple[Outcome
     """(train, held out): a seeded quarter of the groups is held out; near-duplicates stay together."""
     fold = group_folds(groups_of(outcomes), num_folds, seed)
     return outcomes.take(fold != 0), outcomes.take(fold == 0)
+
+
+def each_held_out(outcomes: Outcomes, seed: int, num_folds: int = 4) -> Iterator[tuple[Outcomes, Outcomes, Array]]:
+    """(train, held out, rows held out) for each fold of the groups in turn, so that every query is held out once."""
+    fold = group_folds(groups_of(outcomes), num_folds, seed)
+    for k in range(num_folds):
+        yield outcomes.take(fold != k), outcomes.take(fold == k), np.flatnonzero(fold == k)
 
 
 def shuffled(outcomes: Outcomes, rng: np.random.Generator) -> Outcomes:
