@@ -8,6 +8,7 @@ import pytest
 from polyroute import artefact
 from polyroute.data.synthetic import synthetic_outcomes
 from polyroute.offline.split import group_folds, groups_of, part
+from polyroute.routers import default
 from polyroute.routers.default import Default
 from polyroute.routers.knn import KNN
 from polyroute.types import Candidate, Outcomes
@@ -56,9 +57,7 @@ def test_words_count_where_embeddings_say_nothing():
     table = toy(400, missing=0.0)
     words = (["prove", "lemma", "integral"], ["recipe", "butter", "oven"])
     texts = [" ".join(rng.choice(words[k], size=6)) for k in kind]
-    blind = [
-        replace(q, text=t, embedding=np.ones(4, np.float32)) for q, t in zip(table.queries, texts, strict=True)
-    ]
+    blind = [replace(q, text=t, embedding=np.ones(4, np.float32)) for q, t in zip(table.queries, texts, strict=True)]
     y = np.where(kind[:, None] == np.arange(4) % 2, 0.9, 0.1)
     told = Outcomes(blind, table.pool, {"quality": y}, np.ones((400, 4), bool), {"dataset": kind.astype(str)})
     said = Default().fit(told).predict(blind, table.pool)["quality"].mean
@@ -80,6 +79,16 @@ def test_thirty_answers_bring_a_new_candidate_most_of_the_way(halves):
     router.update(new)
     after, full = brier(router, test, slice(3, 4)), brier(Default().fit(train), test, slice(3, 4))
     assert before - after > 0.5 * (before - full) > 0
+
+
+def test_a_batch_says_what_each_query_alone_is_told(halves, monkeypatch):
+    train, test = halves
+    router = Default().fit(train)
+    whole = router.predict(test.queries, test.pool)
+    monkeypatch.setattr(default, "CHUNK", 7)
+    for metric, estimate in router.predict(test.queries, test.pool).items():
+        np.testing.assert_allclose(estimate.mean, whole[metric].mean, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(estimate.std, whole[metric].std, rtol=1e-2, atol=1e-4)
 
 
 def test_doubt_is_larger_for_strangers(halves):

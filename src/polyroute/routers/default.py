@@ -39,6 +39,7 @@ from polyroute.types import Array, Candidate, Estimate, Estimates, Outcomes, Que
 
 WORDING = 2.0  # how much the wording counts beside a unit embedding
 FOLDS = 5
+CHUNK = 256  # queries estimated at once: what is in between stays in a core's cache
 
 
 class Known(NamedTuple):
@@ -159,6 +160,14 @@ class Default:
         if not queries or not m:
             empty = nothing(self.metric, len(queries), m)
             return {**empty, **nothing("cost", len(queries), m)} if self.lines_.any else empty
+        parts = [self._estimate(queries[i : i + CHUNK], known, m) for i in range(0, len(queries), CHUNK)]
+        if len(parts) == 1:
+            return parts[0]
+        columns = {metric: zip(*(part[metric] for part in parts), strict=True) for metric in parts[0]}
+        return {metric: Estimate(*map(np.concatenate, column)) for metric, column in columns.items()}
+
+    def _estimate(self, queries: Sequence[Query], known: Known, m: int) -> Estimates:
+        """Estimates for as many queries as fit a core's cache."""
         x = self._read(queries)
         share = recognise(x, self.recogniser_)
         both = share @ known.table

@@ -7,7 +7,7 @@ end of a line. Letters: t tokens of all texts, h hash values, v tokens kept, r d
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -20,6 +20,7 @@ BITS = 17  # of a hash: few of the words kept share a value
 KEPT = 16_000  # tokens kept, the most frequent
 FEWEST = 2  # texts a token must occur in
 LEARNED_FROM = 4_000  # texts the directions are learned from
+BLOCK = 32_768  # bytes of texts hashed at once, give or take a text
 CHUNK = 256  # texts worked out at once: what is gathered stays in a core's cache
 
 SPACE, WORD, MARK, LEAD, REST = range(5)  # LEAD, REST: first and later bytes of a character beyond ASCII
@@ -42,7 +43,7 @@ SPREAD = np.uint64(0xD6E8FEB86659FD93)
 
 
 def _powers(base: int) -> Array:
-    powers = np.full(LIMIT + 1, np.uint64(base % 2**64), dtype=np.uint64)
+    powers = np.full(BLOCK + LIMIT + 2, np.uint64(base % 2**64), dtype=np.uint64)
     powers[0] = 1
     return np.multiply.accumulate(powers)
 
@@ -56,20 +57,46 @@ def hashed(text: str) -> Array:
 
     Upper case counts as lower case in ASCII. Reads LIMIT bytes; never fails (lone surrogates are question marks).
     """
-    data = np.frombuffer(text[:LIMIT].encode("utf-8", "replace")[:LIMIT], np.uint8)
+    word, _ = _words(_bytes(text))
+    return _slots(np.concatenate([word, word[:-1] * PAIR[0] + word[1:] * PAIR[1]]))
+
+
+def hashed_all(texts: Sequence[str]) -> tuple[Array, Array]:
+    """The hashes of several texts at once: ([t] int, [t] int which text each belongs to), in no order that matters.
+
+    Texts should be of BLOCK bytes in all, the last beyond it at most.
+    """
+    parts = [_bytes(text) for text in texts]
+    end = np.cumsum([len(part) + 1 for part in parts])
+    word, first = _words(b" ".join(parts))
+    text: Array = end.searchsorted(first, side="right")
+    same = text[1:] == text[:-1]
+    both = (word[:-1] * PAIR[0] + word[1:] * PAIR[1])[same]
+    return _slots(np.concatenate([word, both])), np.concatenate([text, text[1:][same]])
+
+
+def _bytes(text: str) -> bytes:
+    return text[:LIMIT].encode("utf-8", "replace")[:LIMIT]
+
+
+def _words(raw: bytes) -> tuple[Array, Array]:
+    """A hash of each word, mark and other character [w] uint64, and where each begins [w] int."""
+    data = np.frombuffer(raw, np.uint8)
     kind = KIND[data]
     start = (kind != SPACE) & (kind != REST)
     start[1:] &= (kind[1:] != WORD) | (kind[:-1] != WORD)
     first = np.flatnonzero(start)
     if not len(first):
-        return np.empty(0, dtype=np.intp)
+        return np.empty(0, dtype=np.uint64), first
     # A polynomial of the bytes up to each place; the difference of two, moved to power 0, is a hash of what is between.
     upto = np.zeros(len(data) + 1, dtype=np.uint64)
     np.cumsum(LOWER[data] * POWER[: len(data)], out=upto[1:])
     edge = upto[np.append(first, len(data))]
-    word = (edge[1:] - edge[:-1]) * INVERSE[first]
-    both = np.concatenate([word, word[:-1] * PAIR[0] + word[1:] * PAIR[1]])
-    return ((both ^ (both >> np.uint64(32))) * SPREAD >> np.uint64(64 - BITS)).astype(np.intp)
+    return (edge[1:] - edge[:-1]) * INVERSE[first], first
+
+
+def _slots(code: Array) -> Array:
+    return ((code ^ (code >> np.uint64(32))) * SPREAD >> np.uint64(64 - BITS)).astype(np.intp)
 
 
 class Wording(NamedTuple):
@@ -85,13 +112,30 @@ class Wording(NamedTuple):
         out = np.zeros((len(texts), self.table.shape[1]), dtype=np.float32)
         if not out.size:
             return out
-        for row, text in zip(out, texts, strict=True):
-            if text and len(at := self.distinct(text)):
-                rarity = self.rarity[at]
-                share = np.float32(1 / max(math.sqrt(rarity @ rarity), 1e-6))
-                np.matmul(share * ONES[: len(at)], self.table[at], out=row)  # quicker than a sum over rows
-                row -= self.centre
+        for begin, stop in _blocks(texts) if len(texts) > 1 else [(0, 1)]:
+            at, edge = self._distinct(texts[begin:stop])
+            kept = self.rarity[at]
+            for row, i, j in zip(out[begin:stop], edge[:-1].tolist(), edge[1:].tolist(), strict=True):
+                if i < j:
+                    part = kept[i:j]
+                    share = np.float32(1 / max(math.sqrt(part @ part), 1e-6))
+                    # A text at a time, since what is gathered then stays in the cache; quicker than a sum over rows.
+                    np.matmul(share * ONES[: j - i], self.table[at[i:j]], out=row)
+                    row -= self.centre
         return out
+
+    def _distinct(self, texts: Sequence[str]) -> tuple[Array, Array]:
+        """The rows of known tokens of texts one after the other [k], and where each text's begin and end [n + 1]."""
+        if len(texts) == 1:
+            at = self.distinct(texts[0])
+            return at, np.array([0, len(at)])
+        code, text = hashed_all(texts)
+        row, size = self.slot[code], len(self.rarity)
+        known = np.flatnonzero(row < size - 1)
+        key = text[known] * size + row[known]
+        key.sort()
+        key = key[np.flatnonzero(np.diff(key, prepend=-1))]
+        return key % size, key.searchsorted(size * np.arange(len(texts) + 1))
 
     def distinct(self, text: str) -> Array:
         """The rows of a text's known tokens, each once."""
@@ -110,6 +154,18 @@ class Wording(NamedTuple):
         if slot.min() < 0 or slot.max() >= len(table):
             raise ValueError(f"slot: expected rows of the table, 0 to {len(table) - 1}, got {slot.min()}..{slot.max()}")
         return cls(slot, table, rarity, centre)
+
+
+def _blocks(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """Runs of texts of about BLOCK bytes."""
+    begin = size = 0
+    for i, text in enumerate(texts):
+        size += 1 + min(len(text) if text.isascii() else 4 * len(text), LIMIT)
+        if size > BLOCK:
+            yield begin, i + 1
+            begin, size = i + 1, 0
+    if begin < len(texts):
+        yield begin, len(texts)
 
 
 def learn_wording(texts: Sequence[str], rng: Rng, num_directions: int = 128, steps: int = 3) -> Wording:
