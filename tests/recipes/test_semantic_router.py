@@ -12,11 +12,11 @@ from polyroute.errors import NoCandidateError, UnknownNameError
 from polyroute.policies.greedy import Greedy
 from polyroute.policies.rules import Is, Not, Rule, Rules
 from polyroute.policies.session import Session
-from polyroute.recipes.semantic_router import Domains, SemanticRouter, Way, best_of, rules_of
+from polyroute.recipes.semantic_router import ByDomain, Domains, SemanticRouter, Way, best_of, rules_in_doubt, rules_of
 from polyroute.routers.knn import KNN
 from polyroute.signals.matches import holds_pii, hostile, keywords
 from polyroute.signals.pii import mask_pii
-from polyroute.types import Candidate, Objective, Query
+from polyroute.types import Candidate, Objective, Outcomes, Query
 
 POOL = [Candidate(name) for name in ("small", "large", "house")]
 RULES = Rules(
@@ -135,3 +135,26 @@ def test_a_session_stays_unless_a_move_pays(world):
     pays = utility.max() - utility.min() > router.session.bar(0.0)
     moved = router.route(query, Session(worst, 0.0), warmth=0.0).decision.candidate_ids[0] == best
     assert moved == pays
+
+
+def test_a_doubtful_domain_is_served_by_who_is_good_in_each():
+    """Two domains alike: the best of the likelier one fails in the other, the second best of both is right in 0.8."""
+    x = np.array([[1.0, 0.0]] * 6 + [[0.9, 0.1]] * 4, np.float32)
+    labels = np.array(["a"] * 6 + ["b"] * 4)
+    quality = np.where((labels == "a")[:, None], [1.0, 0.0, 0.8], [0.0, 1.0, 0.8])
+    queries = [Query(f"q{i}", embedding=row) for i, row in enumerate(x)]
+    train = Outcomes(queries, POOL, {"quality": quality}, np.ones(quality.shape, dtype=bool))
+    domains = Domains(queries, labels, k=10)
+    assert domains.shares([queries[0]])[0] == pytest.approx([0.6, 0.4])
+    assert domains(queries[0]) == {"domain:a": (True, 0.6), "domain:b": (False, 0.4)}
+    by_domain = ByDomain(domains, kappa=0.0).fit(train)
+    assert by_domain.predict(queries[:1], POOL)["quality"].mean[0] == pytest.approx([0.6, 0.4, 0.8])
+    assert by_domain.predict(queries[:1], POOL[::-1])["quality"].mean[0] == pytest.approx([0.8, 0.4, 0.6])
+    ids = [candidate.id for candidate in POOL]
+    way = Way(by_domain, Greedy(), Objective({"quality": 1.0}))
+    router = SemanticRouter(rules_in_doubt(domains, ids, ids[:1]), POOL, {}, [domains], ways={"by domain": way})
+    routed = router.route(queries[0])
+    assert (routed.decision.candidate_ids, routed.ruling.rule) == (("house",), "domains")
+    assert best_of(train, labels, kappa=0.0)["a"][0] == "small", "the hard rule takes the best of the likelier domain"
+    bare = router.route(Query("bare", "no embedding"))
+    assert (bare.decision.candidate_ids, bare.ruling.rule) == (("small",), None)

@@ -76,9 +76,7 @@ def router_for(train: Outcomes, learned: Outcomes, hard: bool = False) -> Semant
     rest = rules_of(best, single) if hard else rules_in_doubt(domains, ids, single)
     signals = {f"form:{name}": on_text(pattern(form)) for name, form in FORMS.items()}
     way = Way(ByDomain(domains).fit(learned), Greedy(), Objective({"quality": 1.0}))
-    return SemanticRouter(
-        Rules((*forms, *rest.rules), single), train.pool, signals, [domains], ways={"by domain": way}
-    )
+    return SemanticRouter(Rules((*forms, *rest.rules), single), train.pool, signals, [domains], ways={"by domain": way})
 
 
 def mean_score(router: SemanticRouter, test: Outcomes) -> float:

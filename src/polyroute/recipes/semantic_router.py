@@ -2,9 +2,9 @@
 
 Signals read a request, each on its own; rules turn them into candidates, guards first; one of several ways chooses
 among these; the session guard keeps a conversation where it is unless a move pays; plugins change the request in a
-named order. `lint` looks at the rules beforehand. Where the reading of a domain is in doubt, `rules_in_doubt` leaves the
-choice to `ByDomain`, which weighs what each domain's models are worth by how sure the reading is. Parts: signals/matches, policies/rules, policies/lint,
-policies/session, policies/multifactor, routers/knn.
+named order. `lint` looks at the rules beforehand. Where a domain's reading is in doubt, `rules_in_doubt` leaves the
+choice to `ByDomain`, which weighs what the models are worth in each domain by how sure the reading is.
+Parts: signals/matches, policies/rules, policies/lint, policies/session, policies/multifactor, routers/knn.
 """
 
 from __future__ import annotations
