@@ -81,6 +81,23 @@ def test_thirty_answers_bring_a_new_candidate_most_of_the_way(halves):
     assert before - after > 0.5 * (before - full) > 0
 
 
+def test_a_newcomer_no_better_than_the_rest_is_not_chosen_for_its_luck():
+    rng = np.random.default_rng(0)
+    table = toy(600, missing=0.0)
+    same = replace(table, values={**table.values, "quality": (rng.random((600, 4)) < 0.6).astype(float)})
+    router = Default().fit(same.among(["m0", "m1", "m2"]))
+    chosen, doubt = [], []
+    for draw in range(20):
+        lone = Candidate(f"new{draw}")
+        few = same.among(["m3"]).take(rng.permutation(600)[:30])
+        router.update(replace(few, pool=[lone]))
+        said = router.predict(table.queries[:200], [*table.pool[:3], lone])["quality"]
+        chosen.append((said.mean.argmax(axis=1) == 3).mean())
+        doubt.append(said.std[:, 3].mean() > said.std[:, 0].mean())
+    assert np.mean(chosen) < 0.25  # one in four is what blind choice among equals would give
+    assert all(doubt)
+
+
 def test_a_batch_says_what_each_query_alone_is_told(halves, monkeypatch):
     train, test = halves
     router = Default().fit(train)

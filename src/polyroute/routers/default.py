@@ -39,6 +39,7 @@ from polyroute.types import Array, Candidate, Estimate, Estimates, Outcomes, Que
 
 WORDING = 2.0  # how much the wording counts beside a unit embedding
 FOLDS = 5
+CAUTION = 0.5  # std by which candidates that joined after `fit` are rated lower: the largest of many estimates is luck
 CHUNK = 256  # queries estimated at once: what is in between stays in a core's cache
 
 
@@ -59,7 +60,8 @@ class Default:
     mean a task, shrunk to what is usual there and to how it does elsewhere. What that leaves over is a kernel ridge,
     part common to all candidates, part each one's own, as strong as held-out folds bear out: often not at all.
     Cost is a line on prompt tokens a task. Candidates never seen are served from what is usual (and their price);
-    a few answers given to `update` move them from there. The std is the doubt about the mean.
+    a few answers given to `update` move them from there. Both are rated half a std lower than expected, so that what is
+    hardly known is not chosen for its luck; fit again to be rid of that. The std is the doubt about the mean.
     """
 
     metric = "quality"
@@ -147,6 +149,8 @@ class Default:
         at = np.array([self.column_.get(candidate.id, len(self.column_)) for candidate in pool], dtype=np.intp)
         sums = np.concatenate([self.sums_, np.zeros((3, self.sums_.shape[1], 1))], axis=2)[:, :, at]
         mean, variance = believe(self.prior_, sums, pool)
+        joined = at >= self.left_.own.shape[1]
+        mean = np.where(joined, np.maximum(mean - CAUTION * np.sqrt(variance), 0.0), mean)
         std = self.left_.std
         own = np.where((at + 1 < len(std)), at + 1, 0)
         table = np.hstack([mean, mean**2 + variance]).astype(np.float32)
