@@ -1,5 +1,11 @@
 """Proof of system 53, Fast and Faithful: check an answer against all of its source, or what is behind the cut is lost.
 
+Second version. The first claimed the same five things over three seeds and failed at seed 7 by the fourth: +22 points
+[12, 32] where 15 were claimed, an interval of a Student t with two degrees of freedom (4.3 standard errors); at seed
+0 it was not run. Changed: ten seeds instead of three, 480 documents instead of 144, because the mean was never in
+doubt and the width was the number of seeds. No margin, baseline, falsifier or part of the mechanism was changed. The
+spec asks for less than the fourth claim, that escalation raises precision at all.
+
 A simulation, written before the first run below seed 100. Sources of 2k to 20k tokens are made of recorded prompts in
 random order; 5 facts ("the Orlen gauge read 73 metres in 1948") are put at random depths. An answer restates each fact
 in other words; three in ten of its sentences are corrupted: another number, another name, or a fact never planted.
@@ -151,10 +157,10 @@ def depth_faults(rng: Rng) -> int:
 
 
 def prove(seed: int) -> Proof:
-    """Three seeds of 12 documents at each of four lengths."""
+    """Ten seeds of 12 documents at each of four lengths."""
     columns = read_columns(data_folder() / "prompts" / "route_balance.parquet", ("prompt",))
     texts = [text for text in columns.text("prompt").values if 40 < len(text) < 4000]
-    seeds = range(seed, seed + 3)
+    seeds = range(seed, seed + 10)
     found = [one_seed(texts, s) for s in seeds]
 
     def worst(name: str) -> list[float]:
@@ -185,7 +191,8 @@ def prove(seed: int) -> Proof:
         seeds=list(seeds),
         rows=rows,
         figures={name: float(np.mean([f[name] for f in found])) for name in ("small", "cascade", "cost")},
-        notes="facts and their wording are made up; cost is in units of a small call, a large one costs 20",
+        notes="facts and their wording are made up; cost is in units of a small call, a large one costs 20. "
+        "Second version: ten seeds instead of three.",
     )  # fmt: skip
 
 
