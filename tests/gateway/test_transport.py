@@ -316,6 +316,7 @@ def test_giving_up_reaches_the_upstream(run, phase):
 
     async def main():
         async with client_of(script) as (client, upstream):
+
             async def work():
                 answer = await post(client, upstream)
                 holder.append(answer)

@@ -63,7 +63,7 @@ def test_an_escaped_key_is_still_the_model():
     "body",
     [
         b'{"model":"m","stream":true}',
-        b'{}',
+        b"{}",
         b'{ "stream_options": null, "model": "m"}',
         b'{"stream_options":{"include_obfuscation":false},"model":"m"}',
         b'{"messages":[{"content":"stream_options"}],"model":"m"}',
@@ -162,7 +162,7 @@ def test_an_error_event_is_noticed_and_forwarded():
 
 def test_garbage_passes_and_is_no_end():
     stream = Stream(hide_usage=True)
-    garbage = b"data: {not json \"usage\"}\n\nhello\n\n"
+    garbage = b'data: {not json "usage"}\n\nhello\n\n'
     assert stream.feed(garbage) + stream.flush() == garbage
     assert not stream.done
     assert not stream.finished

@@ -10,9 +10,7 @@ from polyroute.proofs.systems import find_system, load_systems, proof_of
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    p = commands.add_parser(
-        "prove", help="run the proof of one system", epilog="example: polyroute prove 16 --seed 7"
-    )
+    p = commands.add_parser("prove", help="run the proof of one system", epilog="example: polyroute prove 16 --seed 7")
     p.add_argument("id", help="id or name, see `polyroute systems`")
     p.add_argument("--seed", type=int, default=0, help="first of the seeds to run (default: %(default)s)")
     p.set_defaults(run=run)

@@ -21,9 +21,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    rows = [
-        row for row in load_systems() if args.scale in (None, row.scale) and args.status in (None, row.status)
-    ]
+    rows = [row for row in load_systems() if args.scale in (None, row.scale) and args.status in (None, row.status)]
     counts = {status: sum(row.status == status for row in rows) for status in STATUSES}
     if args.json:
         print(json.dumps({"counts": counts, "systems": [{s: getattr(r, s) for s in r.__slots__} for r in rows]}))

@@ -39,9 +39,7 @@ def is_journal(path: Path) -> bool:
         return False  # whoever reads it next says what is wrong
 
 
-def read_outcomes(
-    path: Path, features: str, *, allow_shared_groups: bool = False, any_cost: bool = False
-) -> Outcomes:
+def read_outcomes(path: Path, features: str, *, allow_shared_groups: bool = False, any_cost: bool = False) -> Outcomes:
     """A Parquet table or a journal. A journal brings the embeddings it recorded; tables get theirs from `embedded`."""
     if is_journal(path):
         return load_journal(path, features=features)

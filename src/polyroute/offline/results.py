@@ -56,9 +56,7 @@ class Section(NamedTuple):
     plot: str | None  # file name beside the page
 
 
-def page(
-    sections: Sequence[Section], *, command: str, skipped: Mapping[str, str], made_with: Mapping[str, str]
-) -> str:
+def page(sections: Sequence[Section], *, command: str, skipped: Mapping[str, str], made_with: Mapping[str, str]) -> str:
     """The whole page. skipped: router -> why it is not in it. made_with: what the figures may depend on."""
     parts = [HEAD.format(command=command), targets(sections), READING, *(section_lines(one) for one in sections)]
     if skipped:

@@ -28,7 +28,7 @@ def files_of(source: Path, *suffixes: str) -> list[Path]:
     if source.suffix in PICKLES:
         raise OutcomesError(
             f"{source}: expected {' or '.join(suffixes)}, got a pickle, which may run any code when it is opened "
-            f"and is never opened here. Where you trust its source, convert it once: python -c \"import pandas; "
+            f'and is never opened here. Where you trust its source, convert it once: python -c "import pandas; '
             f"pandas.read_pickle('{source.name}').to_parquet('{source.stem}.parquet')\""
         )
     if not source.is_file():
