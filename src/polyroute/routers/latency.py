@@ -10,8 +10,8 @@ import numpy as np
 from polyroute.errors import ConfigError
 from polyroute.protocols import OnlineRouter
 from polyroute.routers.length import Length
-from polyroute.routers.load import promised
-from polyroute.routers.rows import PerPool, check_shape, extend, observed, prompt_tokens
+from polyroute.routers.load import answered, promised
+from polyroute.routers.rows import PerPool, check_shape, extend, prompt_tokens
 from polyroute.types import Array, Candidate, Estimate, Estimates, Outcomes, Query
 
 TYPICAL_READ_TOKENS_PER_S = 2000.0  # a profile says nothing of reading
@@ -61,11 +61,7 @@ class Latency:
     def _learn(self, outcomes: Outcomes) -> None:
         if "latency" not in outcomes.values or not len(outcomes):
             return
-        latency, seen = observed(outcomes, "latency")
-        tokens = self.length.predict(outcomes.queries, outcomes.pool)["output_tokens"].mean
-        if "output_tokens" in outcomes.values:  # what was written says more than what was expected
-            wrote, counted = observed(outcomes, "output_tokens")
-            tokens = np.where(counted, wrote, tokens)
+        latency, seen, tokens = answered(self.length, outcomes)
         parts = self._parts(outcomes.queries, outcomes.pool, tokens)  # [3, n, m]
         whole = parts.sum(axis=0)
         rows = np.concatenate([parts, latency[None]]) / whole  # [4, n, m]: shares of the promise, and lateness

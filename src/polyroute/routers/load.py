@@ -58,11 +58,7 @@ class Load:
     def _learn(self, outcomes: Outcomes) -> None:
         if "latency" not in outcomes.values or not len(outcomes):
             return
-        latency, seen = observed(outcomes, "latency")
-        tokens = self.length.predict(outcomes.queries, outcomes.pool)["output_tokens"].mean
-        if "output_tokens" in outcomes.values:  # what was written says more than what was expected
-            wrote, counted = observed(outcomes, "output_tokens")
-            tokens = np.where(counted, wrote, tokens)
+        latency, seen, tokens = answered(self.length, outcomes)
         first, per_token = self._promise(outcomes.pool)
         late = latency / (first + tokens * per_token)
         at = extend(self.column_, outcomes.pool)
@@ -104,6 +100,16 @@ class Load:
         router.column_ = {name: j for j, name in enumerate(params["candidates"])}
         router.sums_ = check_shape("sums", np.asarray(arrays["sums"], float), (3, len(router.column_)))
         return router
+
+
+def answered(length: OnlineRouter, outcomes: Outcomes) -> tuple[Array, Array, Array]:
+    """Latencies, which of them were seen, and completion tokens, [n, m] each: as written, else as expected."""
+    latency, seen = observed(outcomes, "latency")
+    tokens = length.predict(outcomes.queries, outcomes.pool)["output_tokens"].mean
+    if "output_tokens" in outcomes.values:  # what was written says more than what was expected
+        wrote, counted = observed(outcomes, "output_tokens")
+        tokens = np.where(counted, wrote, tokens)
+    return latency, seen, tokens
 
 
 def promised(pool: Sequence[Candidate]) -> Array:
