@@ -1,4 +1,13 @@
-"""Proof of system 63, efficient reasoning: a mode and a token budget for each kind of question, at equal accuracy."""
+"""Proof of system 63, efficient reasoning: a mode and a token budget for each kind of question, at equal accuracy.
+
+Claim: the mode and budget chosen for each probe family, from a saturation curve fitted on one half of the items at the
+price `auto` pays for a token, are at worst one standard error less accurate on the other half than the best fixed arm,
+and spend at least a fifth fewer completion tokens. Baseline: the one mode and budget with the best accuracy on the
+half chosen on, of equals the cheapest. Falsifier: the budgets of each item's scores mixed up in that half, which must
+not keep the accuracy within that error. Data: `recipes.reasoning`, self-made probes answered by the embedded 0.5B model.
+A first recording (two families, budgets to 192 tokens) did not show it. Claim, margins and falsifier are the same for
+the second (every family and level, budgets to 384, other texts), and were set before it was looked at.
+"""
 
 from __future__ import annotations
 
@@ -123,7 +132,7 @@ def prove(seed: int) -> Proof:
         id=63,
         name="LRM survey (agent routers)",
         claim=f"a mode and a token budget for each family save tokens at equal accuracy ({recorded['model']}, "
-        f"{len(table.family)} arithmetic and word problems)",
+        f"{len(table.family)} probes of {len(np.unique(table.family))} families)",
         baseline="the one mode and budget with the best accuracy on the other half, the cheapest of equals",
         effects=effects,
         falsifier=effect_over_seeds("the same accuracy with budget labels shuffled", over_fixed("shuffled"), "points",
