@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from polyroute.errors import ConfigError, ShapeError
@@ -145,7 +144,10 @@ class MoE(nn.Module):
         executor: str = "auto",
     ):
         super().__init__()
-        parts = {"inp": inp, "scorer": scorer, "norm": norm, "mods": mods, "select": select, "gate": gate}
+        parts = {"inp": inp, "scorer": scorer, "norm": norm, "mods": tuple(mods), "select": select, "gate": gate}
+        own = {"pool": pool, "act": act, "out": out, "shared": shared, "aux": tuple(aux), "taps": tuple(taps)}
+        sizes = {"dim": dim, "width": width, "num_experts": num_experts}
+        self.config: dict[str, Any] = {**sizes, **parts, **own, "executor": executor}  # MoE(**config) is a new one
         self.dim, self.executor = dim, executor
         self.router = Router(dim, num_experts, **parts)
         self.pool = Experts(dim, width, num_experts, act=act, out=out) if pool is None else pool
