@@ -7,7 +7,7 @@ nothing and changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -69,53 +69,59 @@ def sorted_loop(x_TD: Tensor, routing: Routing, weights: Weights) -> Tensor:
 class _SortedLoop(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x_TD, gate_N, w1_EGD, w2_EFO, rows, routing, act):
-        num_pairs = len(rows.tok_N)
-        h_NG = x_TD.new_empty(num_pairs, w1_EGD.shape[1])
-        y_NO = x_TD.new_empty(num_pairs, w2_EFO.shape[2])
-        for e, s, t in _runs(rows.count_E):
-            h = h_NG[s:t]
-            torch.mm(x_TD.index_select(0, rows.tok_N[s:t]), w1_EGD[e].T, out=h)
-            torch.mm(act.forward(h), w2_EFO[e], out=y_NO[s:t])
+        h_NG = x_TD.new_empty(len(rows.tok_N), w1_EGD.shape[1])
+        y_NO = x_TD.new_empty(len(rows.tok_N), w2_EFO.shape[2])
+        for tokens, h, y, w1, w2 in _by_expert(rows.count_E.tolist(), (rows.tok_N, h_NG, y_NO), (w1_EGD, w2_EFO)):
+            torch.mm(x_TD.index_select(0, tokens), w1.T, out=h)
+            torch.mm(act.forward(h), w2, out=y)
         ctx.save_for_backward(x_TD, gate_N, w1_EGD, w2_EFO, h_NG, rows.tok_N, rows.order_N, rows.place_N, rows.count_E)
-        ctx.routing_shape, ctx.act = (routing.num_tokens, routing.K, routing.tok_N), act
-        return sum_pairs(y_NO, rows.place_N, gate_N, *ctx.routing_shape)
+        ctx.of_tokens, ctx.act = (routing.num_tokens, routing.K, routing.tok_N), act
+        return sum_pairs(y_NO, rows.place_N, gate_N, *ctx.of_tokens)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_TO):
         x_TD, gate_N, w1_EGD, w2_EFO, h_NG, tok_N, order_N, place_N, count_E = ctx.saved_tensors
-        grad_TO = grad_TO.contiguous().to(x_TD.dtype)
-        need_x, need_gate, need_w1, need_w2 = ctx.needs_input_grad[:4]
-        gate_sorted = gate_N[order_N].to(x_TD.dtype)[:, None]
-        grad_w1 = torch.zeros_like(w1_EGD) if need_w1 else None
-        grad_w2 = torch.zeros_like(w2_EFO) if need_w2 else None
-        grad_x_ND = x_TD.new_empty(len(tok_N), x_TD.shape[1]) if need_x else None
-        grad_gate = torch.empty(len(tok_N), dtype=torch.float32) if need_gate else None
-        for e, s, t in _runs(count_E):
-            tokens = tok_N[s:t]
+        need_x, _, need_w1, need_w2 = ctx.needs_input_grad[:4]
+        grad_TO, counts = grad_TO.contiguous(), count_E.tolist()
+        gate_N1 = gate_N[order_N].to(x_TD.dtype)[:, None]
+        grad_gate_N = torch.empty_like(gate_N)
+        grad_x_ND = x_TD.new_empty(len(tok_N), x_TD.shape[1]) if need_x else x_TD.new_empty(len(tok_N), 0)
+        grad_w1, grad_w2 = _zero_where_idle(w1_EGD, counts), _zero_where_idle(w2_EFO, counts)
+        rows = (tok_N, h_NG, gate_N1, grad_gate_N, grad_x_ND)
+        for tokens, h, gate, grad_gate, grad_x, w1, w2, grad_1, grad_2 in _by_expert(
+            counts, rows, (w1_EGD, w2_EFO, grad_w1, grad_w2)
+        ):
             grad_y = grad_TO.index_select(0, tokens)
-            grad_a = grad_y @ w2_EFO[e].T
-            gate = gate_sorted[s:t]
-            grad_h, a = ctx.act.backward(h_NG[s:t], grad_a * gate)
-            if need_gate:
-                grad_gate[s:t] = torch.linalg.vecdot(grad_a, a)
+            grad_a = grad_y @ w2.T  # before the gate, so that its product with a is the gate's gradient
+            grad_h, a = ctx.act.backward(h, grad_a * gate)
+            grad_gate.copy_(grad_a.mul_(a).sum(-1))
             if need_w2:
-                torch.mm(a.mul_(gate).T, grad_y, out=grad_w2[e])
+                torch.mm(a.mul_(gate).T, grad_y, out=grad_2)
             if need_w1:
-                torch.mm(grad_h.T, x_TD.index_select(0, tokens), out=grad_w1[e])
+                torch.mm(grad_h.T, x_TD.index_select(0, tokens), out=grad_1)
             if need_x:
-                torch.mm(grad_h, w1_EGD[e], out=grad_x_ND[s:t])
-        grad_x = sum_pairs(grad_x_ND, place_N, None, *ctx.routing_shape) if need_x else None
-        return grad_x, grad_gate[place_N] if need_gate else None, grad_w1, grad_w2, None, None, None
+                torch.mm(grad_h, w1, out=grad_x)
+        grad_x = sum_pairs(grad_x_ND, place_N, None, *ctx.of_tokens) if need_x else None
+        return grad_x, grad_gate_N[place_N], grad_w1, grad_w2, None, None, None
 
 
-def _runs(count_E: Tensor):
-    """(expert, first row, past the last) of every expert that has rows."""
-    end = 0
-    for e, count in enumerate(count_E.tolist()):
-        if count:
-            yield e, end, end + count
-            end += count
+def _by_expert(counts: list[int], rows: tuple[Tensor, ...], experts: tuple[Tensor, ...]) -> Iterator[tuple]:
+    """Of every expert that has rows: its part of each row tensor, its slice of each expert tensor.
+
+    Split and unbound once: indexing inside the loop costs as much as a small product.
+    """
+    parts = zip(counts, *(r.split(counts) for r in rows), *(e.unbind(0) for e in experts), strict=True)
+    return (part[1:] for part in parts if part[0])
+
+
+def _zero_where_idle(w_E: Tensor, counts: list[int]) -> Tensor:
+    """Room for a gradient, 0 for the experts that nobody uses."""
+    grad = torch.empty_like(w_E)
+    for e, count in enumerate(counts):
+        if not count:
+            grad[e].zero_()
+    return grad
 
 
 def sum_pairs(y_NO: Tensor, place_N: Tensor, gate_N: Tensor | None, num_tokens: int, k: int | None, tok_N: Tensor):

@@ -41,7 +41,7 @@ class Experts(nn.Module):
         return executor(choose, x_TD, routing, weights)(x_TD, routing, weights)
 
     def extra_repr(self) -> str:
-        e, g, d = self.w1_EGD.shape
+        e, _, d = self.w1_EGD.shape
         return f"experts={e}, dim={d}, width={self.w2_EFO.shape[1]}, out={self.w2_EFO.shape[2]}, act={self.act.name}"
 
 
