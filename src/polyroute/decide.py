@@ -10,7 +10,7 @@ import numpy as np
 
 from polyroute.errors import NoCandidateError, SelectionError, ShapeError
 from polyroute.protocols import Constraint, Policy, Router
-from polyroute.types import Array, Candidate, Decision, Estimates, Objective, Query, Rng, Selection
+from polyroute.types import Array, Candidate, Decision, Estimates, Objective, Query, Rng
 
 
 class Weighing(NamedTuple):
@@ -56,11 +56,9 @@ def weigh(
     if len(queries) == 0:
         return Weighing([], estimates, utility, refused)
     chosen = policy.decide(estimates, objective, allowed, np.random.default_rng() if rng is None else rng)
-    names, propensity = named(chosen, queries, pool, allowed, policy)
-    lead, rival = leads(chosen.index[:, 0], utility, allowed)
-    reasons = [because(a, pool[j].id, p) for a, j, p in zip(lead, rival, propensity, strict=True)]
-    ids = [query.id for query in queries]
-    decisions = [Decision(*row) for row in zip(ids, names, propensity, reasons, strict=True)]
+    odds = [None] * len(queries) if chosen.propensity is None else chosen.propensity.tolist()
+    rows = zip(queries, chosen.index.tolist(), odds, utility.tolist(), allowed.tolist(), strict=True)
+    decisions = [decided(query, pool, policy, *row) for query, *row in rows]
     return Weighing(decisions, estimates, utility, refused)
 
 
@@ -71,7 +69,8 @@ def permit(
 
     Raises: NoCandidateError if that leaves nobody for a query; ShapeError if a constraint answers in another shape.
     """
-    allowed = np.ones((len(queries), len(pool)), dtype=bool)
+    allowed = np.empty((len(queries), len(pool)), dtype=bool)
+    allowed.fill(True)  # np.ones takes several times as long for one row
     refused: list[dict[str, str]] = [{} for _ in queries]
     for constraint in constraints:
         passes = constraint(queries, pool)
@@ -87,36 +86,37 @@ def permit(
     return allowed, refused
 
 
-def named(
-    chosen: Selection, queries: Sequence[Query], pool: Sequence[Candidate], allowed: Array, policy: Policy
-) -> tuple[list[tuple[str, ...]], list[float]]:
-    """Candidate ids and propensity of each row. Raises: SelectionError if the policy chose one not allowed."""
-    ids: list[tuple[str, ...]] = []
-    may: list[list[bool]] = allowed.tolist()
-    index: list[list[int]] = chosen.index.tolist()
-    for i, columns in enumerate(index):
-        row = [j for j in columns if j >= 0] or columns
-        for j in row:
-            if not 0 <= j < len(pool) or not may[i][j]:
-                names = [candidate.id for candidate, free in zip(pool, may[i], strict=True) if free]
-                raise SelectionError(type(policy).__name__, queries[i].id, got=j, allowed=names)
-        ids.append(tuple(pool[j].id for j in row))
-    if chosen.propensity is None:
-        return ids, [1.0] * len(ids)
-    return ids, [math.prod(row[: len(some)]) for row, some in zip(chosen.propensity.tolist(), ids, strict=True)]
+def decided(
+    query: Query,
+    pool: Sequence[Candidate],
+    policy: Policy,
+    index: list[int],
+    odds: list[float] | None,
+    utility: list[float],
+    may: list[bool],
+) -> Decision:
+    """One row of a selection with names and a reason, from plain numbers: an array call costs more than a small row.
+
+    index, odds: [k] chosen columns and their propensities. utility, may: [m].
+    Raises: SelectionError if the policy chose a candidate that is not allowed.
+    """
+    columns = [j for j in index if j >= 0] or index
+    for j in columns:
+        if not 0 <= j < len(pool) or not may[j]:
+            names = [candidate.id for candidate, free in zip(pool, may, strict=True) if free]
+            raise SelectionError(type(policy).__name__, query.id, got=j, allowed=names)
+    sure = 1.0 if odds is None else math.prod(odds[: len(columns)])
+    lead, rival = lead_of(columns[0], utility, may)
+    return Decision(query.id, tuple([pool[j].id for j in columns]), sure, because(lead, pool[rival].id, sure))
 
 
-def leads(chosen: Array, utility: Array, allowed: Array) -> tuple[list[float], list[int]]:
-    """By how much each chosen column [n] beats the best other allowed one, and which that is. No other: inf."""
-    lead, rival = [], []
-    for j, row, may in zip(chosen.tolist(), utility.tolist(), allowed.tolist(), strict=True):
-        best, other = -math.inf, 0  # plain numbers: on one small row an array call costs more than the row
-        for k, value in enumerate(row):
-            if value > best and may[k] and k != j:
-                best, other = value, k
-        lead.append(row[j] - best)
-        rival.append(other)
-    return lead, rival
+def lead_of(chosen: int, utility: list[float], may: list[bool]) -> tuple[float, int]:
+    """By how much a chosen column beats the best other allowed one, and which that is. No other: inf."""
+    best, rival = -math.inf, 0
+    for j, value in enumerate(utility):
+        if value > best and may[j] and j != chosen:
+            best, rival = value, j
+    return utility[chosen] - best, rival
 
 
 def because(lead: float, rival: str, sure: float) -> str:

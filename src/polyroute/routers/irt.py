@@ -104,15 +104,17 @@ class IRT:
         x = embeddings(queries, width=len(self.skill_weight_))
         above, doubt = self._standing(pool)
         seen = x @ self._fused()  # [n, s + 1]: skills, and the part of difficulty that is linear in the embedding
-        mixture = softmax(seen[:, :-1] + self.skill_bias_)
-        mean = 1 / (1 + np.exp(seen[:, -1:] - mixture @ above))
+        share = raised(seen[:, :-1] + self.skill_bias_)
+        sums = share @ above  # [n, m + 1]: of abilities and, last, of the shares, which need no sum of 1 this way
+        mean = 1 / (1 + np.exp(seen[:, -1:] - sums[:, :-1] / sums[:, -1:]))
         return {self.metric: Estimate(mean, mean * (1 - mean) * doubt)}
 
     def _work_out(self, pool: Sequence[Candidate]) -> tuple[Array, Array]:
-        """([s, m] ability above each skill's own level, [m] std of a logit)."""
+        """([s, m + 1] ability above each skill's own level, then ones; [m] std of a logit)."""
         ability, std = self.abilities(pool)
         level = SKILL_SCALE * self.difficulty_[len(self.skill_weight_) :]  # [s]
-        return np.ascontiguousarray((ability - level).T), np.sqrt(std**2 + self.difficulty_std_**2)
+        above = np.vstack([ability - level, np.ones(len(level))]).T
+        return np.ascontiguousarray(above), np.sqrt(std**2 + self.difficulty_std_**2)
 
     def explain(self, query: Query) -> dict[str, Any]:
         """What the router sees in one query: difficulty in logits, share of each skill."""
@@ -176,8 +178,13 @@ class IRT:
 
 def softmax(z: Array) -> Array:
     """Rows of z [n, s] as shares."""
-    z = np.exp(z - z.max(axis=1, keepdims=True))
+    z = raised(z)
     return z / z.sum(axis=1, keepdims=True)
+
+
+def raised(z: Array) -> Array:
+    """exp(z) [n, s] up to a factor for each row, which keeps it within what a float can be."""
+    return np.exp(z - z.max(axis=1, keepdims=True))
 
 
 def difficult(x: Array, mixture: Array) -> Array:
