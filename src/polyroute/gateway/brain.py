@@ -194,8 +194,8 @@ class Brain:
     def ranked(self, weighing: Weighing, decision: Decision, pool: Sequence[Candidate]) -> list[Candidate]:
         """The chosen candidates first, then the other allowed ones by utility: the order of fallbacks."""
         order = [self.by_id[c] for c in decision.candidate_ids]
-        utility, out = weighing.utility[0].tolist(), weighing.refused[0]
-        rest = [(-u, j) for j, u in enumerate(utility) if pool[j] not in order and pool[j].id not in out]
+        out = {*decision.candidate_ids, *weighing.refused[0]}
+        rest = [(-u, j) for j, u in enumerate(weighing.utility[0].tolist()) if pool[j].id not in out]
         return order + [pool[j] for _, j in sorted(rest)]
 
     def out_of_service(self) -> frozenset[str]:
