@@ -267,3 +267,34 @@ class _SelectionBias(nn.Module):
         change = self.rate * (load.mean() - load).sign()
         self.bias_E += change - change.mean() if self.centre else change
         self.load_E.zero_()
+
+
+@dataclass(frozen=True)
+class Late:
+    """Experts from id `first` on join late: `price` is taken from them at step `begin`, nothing `steps` later.
+
+    The price falls in a straight line. on: "choice", which leaves gates alone, or "logits". Above the spread of what it
+    is taken from, it keeps them out at first. Put in by `upcycle(exact_start=True)`; how to start exactly is not in the
+    publication (inferred).
+    """
+
+    first: int
+    begin: int = 0  # optimizer step
+    steps: int = 1000
+    price: float = 1.0
+    on: str = "choice"
+
+    def build(self, dim: int, num_experts: int) -> Late:
+        if not 0 < self.first < num_experts:
+            raise ConfigError("late.first", got=self.first, expected=f"above 0, below {num_experts}")
+        if self.steps < 1:
+            raise ConfigError("late.steps", got=self.steps, expected="1 or more")
+        if self.on not in ("choice", "logits"):
+            raise ConfigError("late.on", got=self.on, expected='"choice" or "logits"')
+        return self
+
+    def __call__(self, z_TE: Tensor, ctx: TokenContext, r_TR: Tensor) -> Tensor:
+        left = 1.0 - (ctx.step - self.begin) / self.steps
+        if left <= 0:
+            return z_TE
+        return torch.cat([z_TE[:, : self.first], z_TE[:, self.first :] - self.price * left], -1)
