@@ -120,6 +120,23 @@ def test_room_counts_the_window_and_nothing_older():
     assert pace.room() < 0
 
 
+def test_a_window_that_has_fallen_short_lowers_the_price_and_is_forgotten_when_it_has_passed():
+    quality, cost = traffic(150)
+    pace = Pace(0.002, window=100, tolerance=0.1)  # 10 limits of slack, 7 of them free
+    pace.learn(quality, cost)
+    plain = pace._level - pace._slope * 6.0
+    for _ in range(6):
+        pace.spent(0.0)
+    assert pace.price() == pytest.approx(plain)
+    assert pace.price(ahead=-3.0) == pytest.approx(pace._level - pace._slope * (9.0 + 2.0))
+    for _ in range(3):
+        pace.spent(0.0)
+    assert pace.price() == pytest.approx(pace._level - pace._slope * (9.0 + 2.0))
+    for _ in range(100):
+        pace.spent(0.002)
+    assert pace.price() == pytest.approx(pace._level - pace._slope * 9.0)
+
+
 def test_a_batch_is_priced_row_by_row_as_if_estimates_will_be_paid():
     quality, cost = traffic(300, seed=4)
     batch, single = (Budget(BudgetConfig(limit=0.002, tolerance=0.01)) for _ in range(2))

@@ -14,6 +14,7 @@ from polyroute.types import Array
 
 REFRESH = 25  # requests between two sorts of the remembered steps
 WIDTHS = (0.25, 0.5, 0.75)  # shares of the limit over which the slope of the price is taken: the first that shows one
+EDGE = 0.7  # share of the tolerance by which a window may fall short before that counts once more
 
 
 class Pace:
@@ -25,9 +26,11 @@ class Pace:
     has no rate to tune to the unit of utility, and its deviation settles at zero, not where the price happens to be.
 
     Behind the price stands `room`: what an answer may cost so that no window ends above its limit by more than the
-    tolerance. Keeping to it is a guarantee where estimated costs are right and the cheapest choice fits; it says
-    nothing about spending too little, which no price prevents where the best choices are cheap. Unspent money is
-    forgotten beyond twice the tolerance, debt that no choice could prevent beyond once.
+    tolerance. Keeping to it is a guarantee where estimated costs are right and the cheapest choice fits. Where answers
+    are dear it also keeps many of them out, so that spend sinks below the limit: what a window is short by more than
+    most of its tolerance is therefore taken off what the price answers to, and it falls. That is no guarantee: no
+    price makes spend what is not worth anything. Unspent money is forgotten beyond twice the tolerance, debt that no
+    choice could prevent beyond once.
     Source: solving again with the budget left, Jasin and Kumar 2012 (doi:10.1287/moor.1120.0542); dual prices of
     requests, Balseiro, Lu and Mirrokni 2020 (arXiv:2011.10124).
     """
@@ -46,6 +49,7 @@ class Pace:
         self.surplus = 0.0  # spent beyond the limit so far, in limits, without what is forgotten
         self.total, self.count = 0.0, 0  # the same with everything, and requests finished
         self._lows: deque[tuple[int, float]] = deque([(0, 0.0)])  # (count, total), rising: least total in the window
+        self._highs: deque[tuple[int, float]] = deque([(0, 0.0)])  # the same falling: greatest total in the window
         self._rows: deque[tuple[float, list[tuple[float, float]]]] = deque(maxlen=memory)  # cheapest cost, steps
         self._level, self._slope = 0.0, 0.0  # price that spends the limit; rise of it for each limit overspent
         self._unsorted = 0
@@ -83,7 +87,10 @@ class Pace:
 
     def price(self, ahead: float = 0.0) -> float:
         """Utility to charge for 1 USD now. ahead: limits expected beyond `surplus` from choices not yet paid for."""
-        return max(0.0, self._level + self._slope * self._bounded(self.surplus + ahead))
+        oldest = self.count + 1 - self.window
+        high = next(total for count, total in self._highs if count >= oldest)
+        short = max(high - self.total - ahead - EDGE * self.band, 0.0)
+        return max(0.0, self._level + self._slope * self._bounded(self.surplus + ahead - short))
 
     def room(self, ahead: float = 0.0) -> float:
         """USD that the next answer may cost; below 0: only the cheapest choice is left."""
@@ -97,11 +104,12 @@ class Pace:
         excess = usd / self.limit - 1.0
         self.surplus = self._bounded(self.surplus + excess)
         self.total, self.count = self.total + excess, self.count + 1
-        while self._lows and self._lows[-1][1] >= self.total:
-            self._lows.pop()
-        self._lows.append((self.count, self.total))
-        while self._lows[0][0] < self.count + 1 - self.window:
-            self._lows.popleft()
+        for ends, sign in ((self._lows, 1.0), (self._highs, -1.0)):
+            while ends and sign * (ends[-1][1] - self.total) >= 0:
+                ends.pop()
+            ends.append((self.count, self.total))
+            while ends[0][0] < self.count + 1 - self.window:
+                ends.popleft()
 
     def _bounded(self, surplus: float) -> float:
         return min(max(surplus, -2 * self.band), self.band)

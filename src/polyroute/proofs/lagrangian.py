@@ -1,10 +1,18 @@
 """Proof of system 100, Lagrangian budget routing: one price spends a budget to the request and buys near the LP's best.
 
-Claimed beforehand. On RouterBench and LLMRouter (train and valid, half of the groups held out), budgets at 10, 25 and
+Second version. The first claimed the same and passed at seed 0; at seed 7 it failed by claim 1, 99.2 % [97.6, 100.7]
+and 81 % at the worst, on RouterBench at the lowest budget, where windows ended up to 1.6 % short. Why (seeds 200 to 225):
+the cap on what an answer may cost keeps windows from ending above their limit, so that where answers are dear the
+total sinks for some 1,500 requests before it settles, and nothing held a window from below: the price looked at the
+total and not at the window. Changed: the price (policies/pace.py) also answers to what the window at hand is short by.
+The size of that was chosen on seeds 206 to 225 of six variants. In the proof nothing changed but one claim more, the
+specification's 3 %, here for every window and not only after warm-up.
+
+Claimed. On RouterBench and LLMRouter (train and valid, half of the groups held out), budgets at 10, 25 and
 50 % of the span of the models' mean costs, quality and cost predicted, the recorded cost paid:
 1. shuffled streams: of all windows of 1,000 requests in a row, 98 in 100 spend within 1 % of the budget on average of
    tables and budgets, and 90 in 100 at the worst of them ("any window" cannot be promised: at the 10 % budget one
-   answer costs nine budgets, and up to fifty);
+   answer costs nine budgets, and up to fifty); no window is more than 3 % off;
 2. streams sorted by data set, by cost and by gain: no window overspends by more than 2 %, wherever the cheapest choices
    fit into every 50 requests (they may underspend: where good choices are cheap no money is burnt);
 3. the expected quality of the choices is within 0.5 % of the linear programme's bound for the stream at the same
@@ -158,11 +166,14 @@ def prove(seed: int) -> Proof:
 
     inside = np.array([[c["windows within 1 %"] for c in found] for found in cells.values()])  # [cells, seeds]
     excess = 2.0 - np.nanmax([[c["sorted streams, worst excess, %"] for c in f] for f in cells.values()], axis=0)
+    far = max(c["worst window, %"] for found in cells.values() for c in found)
     kept = min(certificate(s) for s in seeds)
     effects = [
         effect_over_seeds("windows of 1,000 within 1 % of the budget, mean", inside.mean(axis=0), "%", 98.0),
         Effect(name="the same at the worst table, budget and seed", value=float(inside.min()), low=float(inside.min()),
                high=float(inside.min()), unit="%", margin=90.0),
+        Effect(name="3 % less the furthest that any window is off", value=3 - far, low=3 - far, high=3 - far,
+               unit="% of the budget"),
         Effect(name="2 % less the worst excess of sorted streams", value=float(excess.min()), low=float(excess.min()),
                high=float(excess.max()), unit="% of the budget"),
         Effect(name="the exact plan is within one row of the integer optimum, its bound above it", value=kept, low=kept,
@@ -188,5 +199,6 @@ def prove(seed: int) -> Proof:
         seeds=list(seeds),
         rows=rows,
         notes="Holding windows to 1 % costs quality where gains differ widely from query to query (up to 2 % in "
-        "tests/policies/test_pace.py); a wider tolerance does not.",
+        "tests/policies/test_pace.py); a wider tolerance does not. Second version: in the first nothing held a "
+        "window from below.",
     )
