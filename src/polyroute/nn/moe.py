@@ -158,6 +158,9 @@ class MoE(nn.Module):
         )
         self.aux = Parts(part.build(dim, num_experts) for part in aux)
         self.taps = Parts(part.build(dim, num_experts) for part in taps)
+        for objective in self.aux:
+            if hasattr(objective, "attach"):
+                objective.attach(self)
         self.routing: Routing | None = None  # of the last forward pass
         self.step = 0  # optimizer steps, counted by end_step
 
@@ -174,8 +177,9 @@ class MoE(nn.Module):
         if self.shared is not None:
             y_TO = y_TO + self.shared(ctx.x_TD)
         if not (ctx.training and in_recomputation()):
-            for tap in self.taps:
-                tap.observe(routing, ctx)
+            for part in (*self.aux, *self.taps):
+                if hasattr(part, "observe"):
+                    part.observe(routing, ctx)
         return y_TO.reshape(*x.shape[:-1], -1)
 
     def _context(self, x: Tensor, context: TokenContext | None) -> TokenContext:
