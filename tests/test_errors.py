@@ -19,6 +19,7 @@ RAISED = [
     errors.ArtefactError("r.npz", "version 9", expected="version 1"),
     errors.MissingExtraError("scipy", "data"),
     errors.UpstreamError("timeout", "no first byte within 5 s"),
+    errors.CheckpointError("moe.safetensors", "version 9", expected="version 1", hint="Save it again."),
 ]
 
 

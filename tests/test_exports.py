@@ -15,8 +15,8 @@ from tests.conftest import REPOSITORY
 
 HEAVY = {
     "aiohttp", "asyncio", "http", "httptools", "matplotlib", "msgspec", "onnxruntime", "prometheus_client", "pyarrow",
-    "pyreqwest", "safetensors", "scipy", "socket", "ssl", "tokenizers", "torch", "uvicorn", "uvloop", "wordllama",
-    "xllamacpp",
+    "pyreqwest", "safetensors", "scipy", "socket", "ssl", "tokenizers", "torch", "transformers", "uvicorn", "uvloop",
+    "wordllama", "xllamacpp",
 }  # fmt: skip
 CORE = [
     "polyroute.types", "polyroute.errors", "polyroute.protocols", "polyroute.constraints", "polyroute.decide",

@@ -57,7 +57,7 @@ LIBRARIES: dict[str, set[str]] = {
 DEFERRED_LIBRARIES: dict[str, set[str]] = {
     "errors": set(),
     "types": set(),
-    "nn": {"scipy"},
+    "nn": {"scipy", "safetensors", "transformers"},
     "signals": {"wordllama", "tokenizers", "safetensors", "onnxruntime"},
     "gateway": {"pyarrow", "xllamacpp"},
 }

@@ -14,6 +14,7 @@
         JournalError, ValueError          a journal file is missing, unreadable or of another kind
         PropensityError, ValueError       a logged row cannot be reweighted
         ArtefactError, ValueError         a saved router cannot be read
+        CheckpointError, ValueError       a file of network weights cannot be read, or does not fit
         ProfileError, ValueError          a measured profile cannot be read, or cannot be measured
         ModelFileError, RuntimeError      a model file is missing, broken or cannot be fetched
         MissingExtraError, ImportError    an optional package is not installed; names the pip line
@@ -162,6 +163,14 @@ class ArtefactError(PolyrouteError, ValueError):
     def __init__(self, path: object, problem: str, *, expected: str = "a file written by polyroute.artefact.save"):
         self.path, self.problem, self.expected = str(path), problem, expected
         super().__init__(f"{self.path}: expected {expected}, got {problem}. Fit and save the router again.")
+
+
+class CheckpointError(PolyrouteError, ValueError):
+    """A file of network weights cannot be read: another format, version or architecture, damaged, or incomplete."""
+
+    def __init__(self, path: object, problem: str, *, expected: str, hint: str = ""):
+        self.path, self.problem, self.expected, self.hint = str(path), problem, expected, hint
+        super().__init__(f"{self.path}: expected {expected}, got {problem}." + (f" {hint}" if hint else ""))
 
 
 class ProfileError(PolyrouteError, ValueError):

@@ -57,3 +57,17 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor, *, context: TokenContext | None = None) -> Tensor:
         """context: not read; the signature is that of MoE."""
         return self.w2(self.act.forward(self.w1(x)))
+
+
+class GatedFeedForward(FeedForward):
+    """A dense network each token takes a learned share of: sigmoid(gate(x)) times it. For MoE(shared=...).
+
+    Source: Qwen2 (arXiv:2407.10671), the shared expert of its mixture-of-experts models.
+    """
+
+    def __init__(self, dim: int, width: int, *, act: str = "swiglu", out: int | None = None):
+        super().__init__(dim, width, act=act, out=out)
+        self.gate = nn.Linear(dim, 1, bias=False)
+
+    def forward(self, x: Tensor, *, context: TokenContext | None = None) -> Tensor:
+        return torch.sigmoid(self.gate(x)) * super().forward(x)

@@ -33,25 +33,29 @@ class TopK:
 
 @dataclass(frozen=True)
 class GroupTopK:
-    """The k best experts within the best groups; a group is worth the sum of its two best experts.
+    """The k best experts within the best groups; a group is worth the sum of its `best` best experts.
 
-    Source: DeepSeek-V3 (arXiv:2412.19437), which limits the devices a token is sent to.
+    Source: DeepSeek-V3 (arXiv:2412.19437), which limits the devices a token is sent to; DeepSeek-V2
+    (arXiv:2405.04434) has best=1.
     """
 
     k: int
     num_groups: int
     groups: int  # kept for each token
+    best: int = 2
 
     def build(self, dim: int, num_experts: int) -> GroupTopK:
         if self.num_groups < 1 or num_experts % self.num_groups:
             raise ConfigError("select.num_groups", got=self.num_groups, expected=f"a divisor of {num_experts}")
         require_k(self.groups, self.num_groups, name="select.groups")
+        if self.best < 1:
+            raise ConfigError("select.best", got=self.best, expected="1 or more")
         require_k(self.k, self.groups * (num_experts // self.num_groups))
         return self
 
     def __call__(self, choice_TE: Tensor, ctx: TokenContext) -> Pairs:
         grouped = choice_TE.reshape(len(choice_TE), self.num_groups, -1)
-        worth = grouped.topk(min(2, grouped.shape[-1]), dim=-1).values.sum(-1)
+        worth = grouped.topk(min(self.best, grouped.shape[-1]), dim=-1).values.sum(-1)
         kept = torch.zeros_like(worth, dtype=torch.bool).scatter_(1, top_k(worth, self.groups).index, True)
         masked = grouped.masked_fill(~kept[..., None], -torch.inf).reshape(choice_TE.shape)
         return Pairs.of_index(top_k(masked, self.k).index)
