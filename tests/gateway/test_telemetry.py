@@ -43,31 +43,38 @@ def test_the_bounds_reach_from_ten_microseconds_to_a_minute() -> None:
 
 
 def test_counters_add_up_by_label(telemetry: Telemetry) -> None:
-    telemetry.request("chat.completions", "small", 200, 0.2)
-    telemetry.request("chat.completions", "small", 200, 0.4)
+    telemetry.settled("chat.completions", "auto", "small", 200, 0.2, 0.002, 600, 200)
+    telemetry.settled("chat.completions", "named", "small", 200, 0.4, 0.003, 30, 0)
+    telemetry.settled("chat.completions", "named", "large", 502, 0.1, 0.1, 0, 0, 0.25)
+    telemetry.settled("chat.completions", "named", "large", 502, 0.1, 0.1, usd=0.5)
     telemetry.request("chat.completions", "none", 401, 0.001)
-    telemetry.decision("auto", "small")
-    telemetry.decision("named", "large")
-    telemetry.tokens("small", 600, 200)
-    telemetry.tokens("small", 30, 0)
-    telemetry.spend("large", 0.25)
-    telemetry.spend("large", 0.5)
     telemetry.upstream_failure("small", "timeout")
     telemetry.upstream_failure("small", "429")
-    telemetry.overhead(0.002)
     name = "polyroute_requests_total"
     assert value(telemetry, name, endpoint="chat.completions", model="small", status="200") == 2
     assert value(telemetry, name, endpoint="chat.completions", model="none", status="401") == 1
-    assert value(telemetry, "polyroute_request_seconds_count", endpoint="chat.completions") == 3
-    assert value(telemetry, "polyroute_request_seconds_sum", endpoint="chat.completions") == pytest.approx(0.601)
+    assert value(telemetry, name, endpoint="chat.completions", model="large", status="502") == 2
+    assert value(telemetry, "polyroute_request_seconds_count", endpoint="chat.completions") == 5
+    assert value(telemetry, "polyroute_request_seconds_sum", endpoint="chat.completions") == pytest.approx(0.801)
     assert value(telemetry, "polyroute_decisions_total", policy="auto", model="small") == 1
-    assert value(telemetry, "polyroute_decisions_total", policy="named", model="large") == 1
+    assert value(telemetry, "polyroute_decisions_total", policy="named", model="small") == 1
+    assert value(telemetry, "polyroute_decisions_total", policy="named", model="large") == 2
     assert value(telemetry, "polyroute_tokens_total", model="small", kind="prompt") == 630
     assert value(telemetry, "polyroute_tokens_total", model="small", kind="completion") == 200
     assert value(telemetry, "polyroute_spend_usd_total", model="large") == 0.75
     assert value(telemetry, "polyroute_upstream_failures_total", model="small", kind="timeout") == 1
     assert value(telemetry, "polyroute_upstream_failures_total", model="small", kind="429") == 1
-    assert value(telemetry, "polyroute_overhead_seconds_count") == 1
+    assert value(telemetry, "polyroute_overhead_seconds_count") == 4
+    assert value(telemetry, "polyroute_overhead_seconds_sum") == pytest.approx(0.205)
+
+
+def test_a_look_in_between_changes_no_count(telemetry: Telemetry) -> None:
+    for _ in range(3):
+        telemetry.settled("chat.completions", "auto", "small", 200, 0.2, 0.002, 10, 5, 0.5)
+        telemetry.render()
+    assert value(telemetry, "polyroute_requests_total", endpoint="chat.completions", model="small", status="200") == 3
+    assert value(telemetry, "polyroute_tokens_total", model="small", kind="completion") == 15
+    assert value(telemetry, "polyroute_spend_usd_total", model="small") == 1.5
 
 
 def test_what_clients_send_never_becomes_a_series(telemetry: Telemetry) -> None:
@@ -77,32 +84,29 @@ def test_what_clients_send_never_becomes_a_series(telemetry: Telemetry) -> None:
         odd = f'x{i}"}} 1\npolyroute_evil'
         telemetry.request(odd, odd, 100_000 + i, 0.1)
         telemetry.stage(odd, 0.1)
-        telemetry.decision(odd, odd)
-        telemetry.tokens(odd, 1, 1)
-        telemetry.spend(odd, 0.1)
+        telemetry.settled(odd, odd, odd, 100_000 + i, 0.1, 0.1, 1, 1, 0.1)
         telemetry.upstream_failure(odd, odd)
         telemetry.upstream_failure(odd, f"{i}99")
         sizes.add(len(read(telemetry)))
     assert len(sizes) <= 6  # `other` once each, and the five failures that are a status
     assert max(sizes) < before + 80
-    assert value(telemetry, "polyroute_requests_total", endpoint="other", model="other", status="other") == 50
+    assert value(telemetry, "polyroute_requests_total", endpoint="other", model="other", status="other") == 100
     assert b"evil" not in telemetry.render()
 
 
 def test_without_configured_names_everything_is_other() -> None:
     telemetry = Telemetry()
-    telemetry.spend("small", 1.0)
-    assert value(telemetry, "polyroute_spend_usd_total", model="other") == 1.0
+    telemetry.settled("route", "mine", "small", 200, 0.1, 0.1, usd=1.0)
     telemetry.allow(models=["small"], policies=["mine"])
-    telemetry.spend("small", 2.0)
-    telemetry.decision("mine", "small")
+    telemetry.settled("route", "mine", "small", 200, 0.1, 0.1, usd=2.0)
+    assert value(telemetry, "polyroute_spend_usd_total", model="other") == 1.0
     assert value(telemetry, "polyroute_spend_usd_total", model="small") == 2.0
     assert value(telemetry, "polyroute_decisions_total", policy="mine", model="small") == 1
 
 
 def test_a_counter_never_falls_and_a_clock_set_back_counts_as_no_time(telemetry: Telemetry) -> None:
     for usd in (1.0, -5.0, float("nan")):
-        telemetry.spend("small", usd)
+        telemetry.settled("route", "auto", "small", 200, 0.1, 0.1, -1, -1, usd)
     for seconds in (-1.0, float("nan")):
         telemetry.stage("decide", seconds)
     assert value(telemetry, "polyroute_spend_usd_total", model="small") == 1.0
@@ -152,5 +156,5 @@ def test_the_text_has_help_types_and_the_process_but_no_creation_times(telemetry
 
 def test_two_telemetries_share_nothing() -> None:
     one, other = Telemetry(models=["small"]), Telemetry(models=["small"])
-    one.spend("small", 1.0)
+    one.settled("route", "auto", "small", 200, 0.1, 0.1, usd=1.0)
     assert ("polyroute_spend_usd_total", (("model", "small"),)) not in read(other)

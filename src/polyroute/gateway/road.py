@@ -232,19 +232,17 @@ def settle(gateway: Gateway, road: Exchange) -> None:
     if stream is not None:
         road.usage, road.raw_usage = stream.usage, stream.raw_usage
     total = begin - road.started
-    usage, cost, dearest = road.usage, None, None
+    usage, cost, dearest, prompt, completion = road.usage, None, None, 0, 0
     if usage is not None and candidate is not None:
         prompt, completion = usage.prompt_tokens or 0, usage.completion_tokens or 0
         cost = usd_of(candidate, prompt, completion)
         dearest = gateway.brain.dearest_usd(prompt, completion)
-        gateway.telemetry.tokens(candidate.id, prompt, completion)
-        gateway.telemetry.spend(candidate.id, cost)
     if road.choice.policy is not None and road.choice.policy.settle is not None:
         road.choice.policy.settle(cost or 0.0)  # a budget's window counts requests, also those that failed
-    selected = candidate.id if candidate is not None else record.selected
+    selected, now = candidate.id if candidate is not None else record.selected, gateway.brain.clock()
     gateway.journal.outcome(
         OutcomeRecord(
-            decision_id=record.id, time=gateway.brain.clock(), status=road.status, state=road.state, selected=selected,
+            decision_id=record.id, time=now, status=road.status, state=road.state, selected=selected,
             attempts=road.attempts, latency_s=total, first_byte_s=road.first_byte_s,
             prompt_tokens=usage.prompt_tokens if usage else None, cached_tokens=usage.cached_tokens if usage else None,
             completion_tokens=usage.completion_tokens if usage else None, cost_usd=cost, dearest_usd=dearest,
@@ -254,9 +252,9 @@ def settle(gateway: Gateway, road: Exchange) -> None:
     if road.state == "ok":
         gateway.observed(selected, total, usage)
         if candidate is not None:
-            tokens = (usage.prompt_tokens or 0) + (usage.completion_tokens or 0) if usage is not None else 0
-            gateway.brain.conversations.served(road.choice.thread, candidate, gateway.brain.clock(), tokens)
-    gateway.telemetry.decision(record.policy, selected)
-    gateway.telemetry.request(road.endpoint, selected, road.status, total)
-    gateway.telemetry.overhead(max(0.0, total - road.upstream_s))
+            gateway.brain.conversations.served(road.choice.thread, candidate, now, prompt + completion)
+    gateway.telemetry.settled(
+        road.endpoint, record.policy, selected, road.status, total, max(0.0, total - road.upstream_s),
+        prompt, completion, cost or 0.0,
+    )  # fmt: skip
     gateway.telemetry.stage("settle", perf_counter() - begin)

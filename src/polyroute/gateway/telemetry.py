@@ -15,8 +15,8 @@
 
 Labels take configured names only; whatever else arrives is counted as `other`, so that clients cannot make series.
 Numbers are kept in plain dictionaries and turned into Prometheus' families when asked for: one observation costs
-about half a microsecond, where prometheus-client's own, with its locks, costs two on the same machine. So call from one
-thread, the event loop's.
+about half a microsecond, where prometheus-client's own, with its locks, costs two on the same machine. A finished
+request is one observation of all its numbers. So call from one thread, the event loop's.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ BOUNDS = (
     1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
     10.0, 30.0, 60.0,
 )  # fmt: skip # seconds; le, inclusive
+TALLIES = 1_000  # kinds of requests between two looks
 LAG_EVERY_S, LAG_WINDOW = 0.25, 40  # samples
 
 
@@ -69,6 +70,17 @@ class Timing:
         return rows
 
 
+class Tally:
+    """Requests alike in endpoint, policy, model and status, since they were last counted into the families."""
+
+    __slots__ = ("completion", "durations", "prompt", "requests", "usd")
+
+    def __init__(self, durations: Timing):
+        self.durations = durations  # of the endpoint
+        self.requests = self.prompt = self.completion = 0
+        self.usd = 0.0
+
+
 class Telemetry:
     """Takes observations without waiting, and renders them. models, policies, endpoints, stages: the label values."""
 
@@ -93,6 +105,7 @@ class Telemetry:
         self._spend: dict[tuple[str, ...], float] = {}
         self._upstream: dict[tuple[str, ...], float] = {}
         self._guards: dict[tuple[str, ...], float] = {}
+        self._tallies: dict[tuple[str, str, str, int], Tally] = {}
         self._sample = {"in_flight": 0.0, "journal_queued": 0.0, "journal_dropped": 0.0, "journal_ok": 1.0}
         self._lags: deque[float] = deque([0.0], maxlen=LAG_WINDOW)
         self.registry = CollectorRegistry(auto_describe=False)
@@ -105,29 +118,51 @@ class Telemetry:
         """Time spent in one stage of a request's road."""
         (self._stages.get(name) or self._stages[OTHER]).add(seconds)
 
-    def overhead(self, seconds: float) -> None:
-        """The gateway's own time in a request: all but the waits for the backend."""
-        self._overhead.add(seconds)
-
     def request(self, endpoint: str, model: str, status: int, seconds: float) -> None:
-        """A request was answered, or turned down (model `none`)."""
+        """A request was answered, or turned down (model `none`), without a decision."""
         endpoint = self._endpoints.get(endpoint, OTHER)
         bump(self._requests, (endpoint, self._models.get(model, OTHER), status_label(status)))
         self._durations[endpoint].add(seconds)
 
-    def decision(self, policy: str, model: str) -> None:
-        """A policy chose a model."""
-        bump(self._decisions, (self._policies.get(policy, OTHER), self._models.get(model, OTHER)))
+    def settled(
+        self, endpoint: str, policy: str, model: str, status: int, seconds: float, own_s: float,
+        prompt: int = 0, completion: int = 0, usd: float = 0.0,
+    ) -> None:  # fmt: skip
+        """A request that a policy sent to a model is over.
 
-    def tokens(self, model: str, prompt: int, completion: int) -> None:
-        """Tokens used, as the backend counted them."""
-        model = self._models.get(model, OTHER)
-        bump(self._tokens, (model, "prompt"), prompt)
-        bump(self._tokens, (model, "completion"), completion)
+        own_s: the gateway's own time in it, all but the waits for the backend. prompt, completion: tokens used, as the
+        backend counted them. What is not above 0 is left out, since a counter never falls.
+        """
+        tally = self._tallies.get((endpoint, policy, model, status))
+        if tally is None:
+            tally = self._new_tally(endpoint, policy, model, status)
+        tally.requests += 1
+        if prompt > 0:
+            tally.prompt += prompt
+        if completion > 0:
+            tally.completion += completion
+        if usd > 0.0:
+            tally.usd += usd
+        tally.durations.add(seconds)
+        self._overhead.add(own_s)
 
-    def spend(self, model: str, usd: float) -> None:
-        """Money spent, USD."""
-        bump(self._spend, (self._models.get(model, OTHER),), usd)
+    def _new_tally(self, endpoint: str, policy: str, model: str, status: int) -> Tally:
+        if len(self._tallies) >= TALLIES:
+            self._count_tallies()
+        tally = Tally(self._durations[self._endpoints.get(endpoint, OTHER)])
+        self._tallies[endpoint, policy, model, status] = tally
+        return tally
+
+    def _count_tallies(self) -> None:
+        """Count what was settled into the families, under labels that are known."""
+        for (endpoint, policy, model, status), tally in self._tallies.items():
+            endpoint, model = self._endpoints.get(endpoint, OTHER), self._models.get(model, OTHER)
+            bump(self._requests, (endpoint, model, status_label(status)), tally.requests)
+            bump(self._decisions, (self._policies.get(policy, OTHER), model), tally.requests)
+            bump(self._tokens, (model, "prompt"), tally.prompt)
+            bump(self._tokens, (model, "completion"), tally.completion)
+            bump(self._spend, (model,), tally.usd)
+        self._tallies.clear()
 
     def guard(self, name: str, action: str) -> None:
         """A guard, named in the configuration, saw something in a request."""
@@ -147,6 +182,7 @@ class Telemetry:
 
     def allow(self, *, models: Iterable[str] = (), policies: Iterable[str] = ()) -> None:
         """Let more configured names be labels, after a change of configuration."""
+        self._count_tallies()
         self._models.update({name: name for name in models})
         self._policies.update({name: name for name in policies})
 
@@ -174,6 +210,7 @@ class Telemetry:
 
     def collect(self) -> Iterator[Metric]:
         """All families, for a Prometheus registry."""
+        self._count_tallies()
         yield timings("polyroute_stage_seconds", "Time in one stage of a request's road.", "stage", self._stages)
         overhead = HistogramMetricFamily("polyroute_overhead_seconds", "The gateway's own time in a request.")
         overhead.add_metric([], self._overhead.buckets(), self._overhead.total)
