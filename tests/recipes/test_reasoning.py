@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from importlib.resources import files
 
 import numpy as np
 import pytest
 
-from polyroute.data.probes import Probe
+from polyroute.data.probes import FAMILIES, LEVELS, Probe
 from polyroute.errors import OutcomesError, ShapeError
 from polyroute.recipes import reasoning
 from polyroute.recipes.reasoning import BUDGETS, FORCE, MODES, BudgetCurve, ReasoningArm, items, record_item
@@ -81,8 +82,12 @@ def test_an_arm_is_a_candidate_of_its_own():
 def test_items_are_drawn_again_from_their_seed():
     some = items(2)
     assert [item.prompt for item in some] == [item.prompt for item in items(3)][: len(some)]
-    assert {item.level for item in some} == {2, 3, 4, 5}
-    assert len(some) == 16
+    assert [item.prompt for item in items(2, seed=1)] != [item.prompt for item in some]
+
+
+def test_items_cover_every_family_and_level_evenly():
+    kinds = Counter(item.id.rsplit("-", 1)[0] for item in items(2))
+    assert kinds == {f"{family}-{level}": 2 for family in FAMILIES for level in range(1, LEVELS + 1)}
 
 
 class Server:
@@ -109,7 +114,8 @@ def test_an_answer_within_the_budget_is_taken_and_a_cut_one_is_forced(monkeypatc
     server = Server(words=60, at=30)
     monkeypatch.setattr(reasoning, "ask", server)
     rows = record_item("", "m", PROBE)
-    assert rows["answer"] == [[0.0, 16 + 2], [0.0, 48 + 2], [1.0, 60], [1.0, 60]]  # forced to 7, forced to 7, whole
+    whole = [[1.0, 60]] * sum(budget >= 60 for budget in BUDGETS)
+    assert rows["answer"] == [[0.0, 16 + 2], [0.0, 48 + 2], *whole]  # forced to 7, forced to 7, whole
     forced = [messages for messages, _ in server.asked if len(messages) == 3]
     assert [len(m[1]["content"].split()) for m in forced[:2]] == [16, 48]  # it sees what it thought so far
     assert server.asked[0][0][0]["content"] == PROBE.prompt
@@ -129,8 +135,11 @@ def test_the_recorded_outcomes_are_whole():
     recorded = reasoning.recorded_budgets()
     known = {item.id: item for item in items(recorded["per_level"])}
     assert recorded["budgets"] == list(BUDGETS)
-    assert len(recorded["items"]) >= 24
-    assert set(recorded["items"]) <= set(known)
+    assert list(recorded["items"]) == list(known)[: len(recorded["items"])]  # cut at the end, if at all
+    counts = Counter(name.rsplit("-", 2)[0] for name in recorded["items"])
+    assert set(counts) == set(FAMILIES)
+    assert max(counts.values()) - min(counts.values()) <= 1  # balanced wherever it is cut
+    assert min(counts.values()) >= 10
     for rows in recorded["items"].values():
         assert set(rows) == set(MODES)
         for row in rows.values():

@@ -4,7 +4,7 @@ Claim: the mode and budget chosen for each probe family, from a saturation curve
 price `auto` pays for a token, are at worst one standard error less accurate on the other half than the best fixed arm,
 and spend at least a fifth fewer completion tokens. Baseline: the one mode and budget with the best accuracy on the
 half chosen on, of equals the cheapest. Falsifier: the budgets of each item's scores mixed up in that half, which must
-not keep the accuracy within that error. Data: `recipes.reasoning`, self-made probes answered by the embedded 0.5B model.
+not keep the accuracy within that error. Data: `recipes.reasoning`, self-made probes answered by the embedded 0.5B.
 A first recording (two families, budgets to 192 tokens) did not show it. Claim, margins and falsifier are the same for
 the second (every family and level, budgets to 384, other texts), and were set before it was looked at.
 """

@@ -23,10 +23,10 @@ from polyroute.data.probes import Probe, probes
 from polyroute.errors import OutcomesError, ShapeError
 from polyroute.types import Array, Candidate, Profile, Rng
 
-MODES = {"answer": "", "steps": " Think step by step and write the calculation, then end with the number."}
-BUDGETS = (16, 48, 96, 192)  # completion tokens
-FAMILIES = ("arithmetic", "word-problem")
-FORCE = "Stop here. Reply with the final number only."
+MODES = {"answer": "", "steps": " Think step by step first, then end with the answer alone."}
+BUDGETS = (16, 48, 96, 192, 384)  # completion tokens
+FORCE = "Stop here. Reply with the final answer only."
+SEED = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +79,10 @@ class BudgetCurve:
         return float(np.clip(self.kappa_ * np.log(rise / token_price), low, high)) if token_price > 0 else high
 
 
-def items(per_level: int = 9, seed: int = 63) -> list[Probe]:
-    """Arithmetic and word problems, levels 2 to 5."""
+def items(per_level: int = 4, seed: int = SEED) -> list[Probe]:
+    """Probes of every family and level, balanced wherever the list is cut."""
     rng: Rng = np.random.default_rng(seed)
-    return [p for p in probes(per_level, rng, FAMILIES) if p.level >= 2]
+    return list(probes(per_level, rng))
 
 
 def recorded_budgets() -> dict[str, Any]:
@@ -124,12 +124,12 @@ def main() -> int:
     p = argparse.ArgumentParser(description="record outcomes over token budgets")
     p.add_argument("--url", default="http://127.0.0.1:8080/v1")
     p.add_argument("--model", default="qwen2.5-coder-0.5b")
-    p.add_argument("--per-level", type=int, default=9)
+    p.add_argument("--per-level", type=int, default=4)
     p.add_argument("--minutes", type=float, default=25.0, help="stop after so long; what is there is kept")
     p.add_argument("-o", "--output", type=Path, default=Path("src/polyroute/data/budget_outcomes.json"))
     args = p.parse_args()
     asked = items(args.per_level)
-    header = {"model": args.model, "seed": 63, "per_level": args.per_level, "budgets": list(BUDGETS)}
+    header = {"model": args.model, "seed": SEED, "per_level": args.per_level, "budgets": list(BUDGETS)}
     rows: dict[str, Any] = {}
     end = time.monotonic() + 60 * args.minutes
     for i, probe in enumerate(asked):
