@@ -93,30 +93,38 @@ class Regress:
 
 
 class TwoHop:
-    """Two look-ups, one after the other: tokens (map i, map j, value v) ask for map_j[map_i[v]], at the value.
+    """Two look-ups, one after the other: (map i, map j, value v) asks for map_j[map_i[v]].
 
-    maps: how many permutations of `values` there are. problems: triples in a sequence; other tokens ask for nothing.
-    Ids: values first, then maps; `vocab` of both. One domain.
+    maps: how many permutations of `values` there are. problems: in a sequence. As tokens (values first, then maps:
+    `vocab`) a problem takes three, asked at the third. packed: one token a problem, x = three one-hot vectors
+    (`width`), so that a feed-forward part can solve it without attention. One domain.
     """
 
     num_domains = 1
 
-    def __init__(self, maps: int = 16, values: int = 16, *, problems: int = 10, seed: int = 0):
+    def __init__(self, maps: int = 16, values: int = 16, *, problems: int = 10, packed: bool = False, seed: int = 0):
         if maps < 1 or values < 2 or problems < 1:
             raise ConfigError("maps, values, problems", got=(maps, values, problems), expected="at least 1, 2, 1")
         rng = np.random.default_rng(seed)
-        self.maps, self.values, self.problems = maps, values, problems
-        self.vocab, self.length = maps + values, 3 * problems
+        self.maps, self.values, self.problems, self.packed = maps, values, problems, packed
+        self.vocab, self.width, self.length = maps + values, 2 * maps + values, problems * (1 if packed else 3)
         self.map_MV = np.stack([rng.permutation(values) for _ in range(maps)])  # M maps, V values
 
     def batch(self, rng: np.random.Generator, num_sequences: int, *, domain: int | None = None) -> Batch:
         shape = (num_sequences, self.problems)
         first, second = rng.integers(self.maps, size=(2, *shape))
         value = rng.integers(self.values, size=shape)
-        ids = np.stack([first + self.values, second + self.values, value], axis=-1).reshape(num_sequences, -1)
-        y = np.full_like(ids, IGNORE)
-        y[:, 2::3] = self.map_MV[second, self.map_MV[first, value]]
-        return Batch(torch.from_numpy(ids), torch.from_numpy(y), torch.zeros(num_sequences, dtype=torch.int64))
+        answer = self.map_MV[second, self.map_MV[first, value]]
+        domain_B = torch.zeros(num_sequences, dtype=torch.int64)
+        if self.packed:
+            x = np.zeros((*shape, self.width), dtype=np.float32)
+            for index, start in ((first, 0), (second, self.maps), (value, 2 * self.maps)):
+                np.put_along_axis(x, (start + index)[..., None], 1.0, axis=2)
+            return Batch(torch.from_numpy(x), torch.from_numpy(answer), domain_B)
+        x = np.stack([first + self.values, second + self.values, value], axis=-1).reshape(num_sequences, -1)
+        y = np.full_like(x, IGNORE)
+        y[:, 2::3] = answer
+        return Batch(torch.from_numpy(x), torch.from_numpy(y), domain_B)
 
 
 class Memory:
