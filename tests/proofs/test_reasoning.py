@@ -29,10 +29,13 @@ def recorded(chances: dict[str, dict[str, list[float]]], n: int = 40, seed: int 
 
 
 THOUGHT_HELPS_ONE = {
-    "arithmetic": {"answer": [0.9] * 4, "steps": [0.3, 0.7, 0.9, 0.9]},
-    "word-problem": {"answer": [0.1] * 4, "steps": [0.05, 0.3, 0.7, 0.9]},
+    "arithmetic": {"answer": [0.9] * 5, "steps": [0.3, 0.7, 0.9, 0.9, 0.9]},
+    "word-problem": {"answer": [0.1] * 5, "steps": [0.05, 0.15, 0.3, 0.7, 0.9]},
 }
-NOTHING_DIFFERS = {family: dict.fromkeys(MODES, [0.5] * 4) for family in THOUGHT_HELPS_ONE}
+NOTHING_DIFFERS = {
+    "arithmetic": dict.fromkeys(MODES, [1.0] * 5),
+    "word-problem": dict.fromkeys(MODES, [0.0] * 5),
+}
 
 
 @pytest.fixture
@@ -53,7 +56,9 @@ def test_it_passes_where_only_one_family_needs_thought(world):
 
 def test_it_fails_where_nothing_differs(world):
     world(NOTHING_DIFFERS)
-    assert prove(0).falsifier.holds  # a budget chosen at random is as good, so nothing is shown
+    proof = prove(0)
+    assert proof.falsifier.holds  # mixed-up budgets are as good, so nothing is shown
+    assert not proof.passed
 
 
 def test_it_fails_where_every_family_needs_the_longest_thought(world):
@@ -65,16 +70,16 @@ def test_a_plan_takes_the_cheap_mode_where_it_is_as_good():
     table = read(recorded(THOUGHT_HELPS_ONE, n=300))
     chosen = plan(table, 1e-4)
     assert chosen["arithmetic"][0] == list(MODES).index("answer")
-    assert chosen["word-problem"] == (list(MODES).index("steps"), 3)
+    assert chosen["word-problem"] == (list(MODES).index("steps"), 4)
     assert {mode for mode, _ in plan(table, 1.0).values()} == {0}  # when tokens are all that counts
 
 
 def test_the_fixed_arm_is_the_most_accurate_and_of_equals_the_cheapest():
     table = read(recorded(THOUGHT_HELPS_ONE, n=300))
-    assert best_fixed(table) == (1, 3)
+    assert best_fixed(table) == (1, 4)
     same = table._replace(score=np.ones_like(table.score))
     assert best_fixed(same) == (0, 0)
-    assert best_fixed(table, 1.0) == (0, 0)
+    assert best_fixed(table, 1.0)[0] == 0  # which costs the same at every budget
 
 
 def test_shuffling_keeps_each_items_scores_and_loses_their_budgets():
