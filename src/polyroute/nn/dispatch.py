@@ -60,6 +60,7 @@ def dense(x_TD: Tensor, routing: Routing, weights: Weights) -> Tensor:
     return torch.einsum("teo,te->to", y_TEO.float(), routing.gates_TE()).to(x_TD.dtype)
 
 
+@torch.compiler.disable  # its loop depends on the counts; a compiled model calls it as it is
 def sorted_loop(x_TD: Tensor, routing: Routing, weights: Weights) -> Tensor:
     """One expert after the other on its own rows, while they are in the cache; nothing but h is kept for backward."""
     rows = sort_pairs(routing)
@@ -162,7 +163,7 @@ class _Contiguous(torch.autograd.Function):
 def padded(x_TD: Tensor, routing: Routing, weights: Weights) -> Tensor:
     """One batched product over groups filled up to the largest: for few experts that are near balance."""
     rows = sort_pairs(routing)
-    most = int(rows.count_E.max()) if len(rows.tok_N) else 0
+    most = max(int(rows.count_E.max()), 1)
     begin_E = rows.count_E.cumsum(0) - rows.count_E
     exp_N = routing.exp_N[rows.order_N]
     slot_N = exp_N * most + torch.arange(len(exp_N), device=exp_N.device) - begin_E[exp_N]
@@ -194,12 +195,14 @@ def executor(name: str, x_TD: Tensor, routing: Routing, weights: Weights) -> Exe
         if name not in EXECUTORS:
             raise UnknownNameError("executor", name, EXECUTORS)
         return EXECUTORS[name]
-    if torch.compiler.is_compiling() or x_TD.device.type == "cuda":
-        return grouped if _grouped_fits(weights) else padded
-    return sorted_loop
+    if x_TD.device.type == "cpu":
+        return sorted_loop
+    return grouped if _grouped_fits(weights) else padded
 
 
 def _grouped_fits(weights: Weights) -> bool:
-    """Grouped products want rows of a multiple of 16 bytes."""
+    """Grouped products want rows of a multiple of 16 bytes, and traced ones bf16."""
     size = weights.w1_EGD.element_size()
+    if torch.compiler.is_compiling() and weights.w1_EGD.dtype != torch.bfloat16:
+        return False
     return all(width * size % 16 == 0 for width in (*weights.w1_EGD.shape[1:], *weights.w2_EFO.shape[1:]))
