@@ -231,6 +231,18 @@ def test_the_slow_copy_moves_by_its_share_each_step_and_is_saved():
     assert not torch.equal(twin.aux[0].key_scorer.weight, layer.aux[0].key_scorer.weight)
 
 
+def test_a_layer_is_copied_after_a_forward_pass():
+    layer = layer_of(InfoNCE(1.0), PA(1.0), ERC())
+    x = torch.randn(4, 3, 8, requires_grad=True)
+    layer(2 * x)
+    twin = copy.deepcopy(layer).eval()
+    assert twin.routing is None
+    assert layer.routing is not None
+    assert torch.equal(twin(x), layer.eval()(x))
+    first, second = aux_losses(twin), aux_losses(layer)
+    assert {name: loss.item() for name, loss in first.items()} == {name: loss.item() for name, loss in second.items()}
+
+
 def test_contrast_pairs_what_belongs_together():
     """Sequences of 4 tasks: after training, each one's partner has the nearest route."""
     layer = layer_of(InfoNCE(1.0, ema=0.1), inp=Pooled(), num_experts=4, dim=8)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import pytest
 
 pytest.importorskip("torch", reason="needs torch: pip install 'polyroute[nn]'")
 
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from polyroute.errors import ConfigError, UnknownNameError
 from polyroute.nn.gates import Raw
 from polyroute.nn.losses import LBL, Entropy, Importance, NoisyLoad, ZLoss, chance_of_choice, mean_shares
+from polyroute.nn.metrics import Load
 from polyroute.nn.moe import MoE, aux_losses, end_step
 from polyroute.nn.normalise import CandidateMask, Noise, ProductLogSoftmax, Sigmoid
 from polyroute.nn.routing import Routing, TokenContext, count_pairs
@@ -146,6 +150,51 @@ def test_evaluation_leaves_the_counts_of_the_step_alone():
     assert torch.equal(layer.aux[0].count_E, before)
     end_step(layer)
     assert layer.aux[0].count_E.sum() == 0
+
+
+def test_recomputed_passes_count_once():
+    """Under activation checkpointing the layer runs twice; losses, counts and gradients are those of one pass."""
+    torch.manual_seed(0)
+    layer, x = MoE(8, 8, 4, aux=(LBL(1.0, "global"), ZLoss(1.0)), taps=(Load(),)), torch.randn(12, 8)
+    found = []
+    for run in (layer, lambda x: checkpoint(layer, x, use_reentrant=False)):
+        layer.zero_grad()
+        layer.taps[0].reset()
+        (run(x).square().mean() + sum(aux_losses(layer).values())).backward()
+        found.append([p.grad.clone() for p in layer.parameters()])
+        assert layer.aux[0].count_E.sum() == layer.taps[0].result()["count_E"].sum() == 24
+        end_step(layer)
+    for plain, recomputed in zip(*found, strict=True):
+        torch.testing.assert_close(plain, recomputed)
+
+
+RANK = """
+import sys, torch
+from polyroute.nn.losses import LBL
+from polyroute.nn.moe import MoE, aux_losses
+rank = int(sys.argv[1])
+torch.distributed.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=rank, world_size=2)
+torch.manual_seed(0)
+layer = MoE(8, 8, 4, aux=(LBL(1.0, "global"),))
+counts, losses = torch.zeros(4, dtype=torch.int64), []
+for micro_batch in range(2):
+    batches = torch.randn(2, 10, 8)
+    for other in range(2):
+        layer(batches[other])
+        counts += layer.routing.count_E
+    layer(batches[rank])
+    expected = 4 * (counts / counts.sum() * layer.routing.probs_TE.mean(0)).sum()
+    torch.testing.assert_close(aux_losses(layer)["load_balance"], expected)
+assert layer.aux[0].count_E.sum() == 2 * 2 * 10 * 2
+torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_two_ranks_count_together(tmp_path):
+    command = [sys.executable, "-c", RANK]
+    ranks = [subprocess.Popen([*command, str(rank), str(tmp_path / "store")]) for rank in range(2)]
+    assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
 
 
 @pytest.mark.parametrize("scope", ["group", "global"])

@@ -242,6 +242,9 @@ class Contrast(nn.Module):
             b_to_a = query_b[real] @ self.weight @ key_a[real].T
             return 0.5 * (F.cross_entropy(a_to_b, partner) + F.cross_entropy(b_to_a, partner))
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_ctx": None}  # a copy does not take the last pass with it
+
     @torch.no_grad()
     def end_step(self) -> None:
         """Move the slow copy; buffers are taken over."""

@@ -51,8 +51,11 @@ def mean_shares(routing: Routing, parts: int = 1) -> Tensor:
             probs = routing.probs_TE.float()
             weight_T = 1.0 / probs.sum(-1).clamp(min=torch.finfo(torch.float32).tiny ** 0.5)
             weight_T = weight_T if routing.valid_T is None else torch.where(routing.valid_T, weight_T, 0.0)
-            shares = probs.reshape(parts, each, routing.num_experts)
-            total = torch.bmm(weight_T.reshape(parts, 1, each), shares)[:, 0]
+            if parts == 1:
+                total = (weight_T @ probs)[None]
+            else:
+                shares = probs.reshape(parts, each, routing.num_experts)
+                total = torch.bmm(weight_T.reshape(parts, 1, each), shares)[:, 0]
     mass = total.detach().sum(-1, keepdim=True)
     return total / torch.where(mass > 0, mass, 1.0)
 

@@ -203,6 +203,9 @@ class MoE(nn.Module):
             if hasattr(part, "end_step"):
                 part.end_step()
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "routing": None}  # a copy does not take the last pass, a graph, with it
+
     def get_extra_state(self) -> dict[str, int]:
         return {"step": self.step}
 
