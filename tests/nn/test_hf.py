@@ -16,7 +16,7 @@ transformers = pytest.importorskip("transformers", minversion="5.0", reason="nee
 from polyroute.nn import hf  # noqa: E402
 from polyroute.nn.gates import Raw  # noqa: E402
 from polyroute.nn.moe import MoE  # noqa: E402
-from polyroute.nn.normalise import Delta  # noqa: E402
+from polyroute.nn.normalise import Delta, SelectionBias  # noqa: E402
 from polyroute.nn.selection import TopK, TopP  # noqa: E402
 from polyroute.nn.surgery import slice_ffn, upcycle  # noqa: E402
 
@@ -55,10 +55,10 @@ CASES = {
 }
 
 
-def model_of(case, seed=0):
+def model_of(case, seed=0, **changed):
     name, options = CASES[case]
     torch.manual_seed(seed)
-    config = getattr(transformers, f"{name}Config")(**{**SMALL, **options})
+    config = getattr(transformers, f"{name}Config")(**{**SMALL, **options, **changed})
     model = getattr(transformers, f"{name}ForCausalLM")(config).eval()
     with torch.no_grad():
         for part in model.modules():
@@ -71,8 +71,8 @@ def model_of(case, seed=0):
     return model
 
 
-def first_block(case, seed=0):
-    return next(iter(hf.blocks(model_of(case, seed)).values()))
+def first_block(case, seed=0, **options):
+    return next(iter(hf.blocks(model_of(case, seed, **options)).values()))
 
 
 def states(shape=(2, 7, 16), seed=1):
@@ -363,7 +363,7 @@ def test_surgery_on_a_model():
     moe = MoE(16, 6, 4, pool=sliced, select=TopK(4))
     moe.router.scorer.weight.data.zero_()
     close(4 * moe(states()), dense(states()))
-    grown = upcycle(hf.convert(next(iter(hf.blocks(model).values())))).moe
+    grown = upcycle(hf.convert(next(iter(hf.blocks(model).values()))), bias_noise=0.0).moe
     assert grown.pool.num_experts == 12
     with pytest.raises(ShapeError, match=r"gate\.weight"):
         hf.write_back(grown, first_block("qwen3"))
@@ -393,6 +393,15 @@ def test_what_no_part_does_is_refused():
     block.experts = torch.nn.ModuleList()
     with pytest.raises(ConfigError, match="transformers 5"):
         hf.convert(block)
+
+
+def test_a_bias_that_a_block_cannot_hold_is_not_lost_silently():
+    moe = MoE(16, 12, 8, mods=(SelectionBias(),))
+    block = first_block("qwen3", num_experts=8)
+    hf.write_back(moe, block)
+    moe.router.mods[0].bias_E[3] = 0.1
+    with pytest.raises(ConfigError, match="no place"):
+        hf.write_back(moe, block)
 
 
 def test_a_failed_write_changes_nothing():

@@ -85,10 +85,7 @@ def convert(block: nn.Module) -> MoE:
         moe.pool.w1_EGD = nn.Parameter(experts.gate_up_proj.detach().clone())
         moe.pool.w2_EFO = nn.Parameter(experts.down_proj.detach().transpose(1, 2).contiguous())
         for mod in moe.router.mods:
-            mod.bias_E, mod.load_E = (
-                gate.e_score_correction_bias.clone(),
-                torch.zeros_like(mod.load_E).to(gate.weight.device),
-            )
+            mod.bias_E, mod.load_E = gate.e_score_correction_bias.clone(), mod.load_E.to(gate.weight.device)
     return moe.train(block.training)
 
 
@@ -107,6 +104,8 @@ def write_back(moe: MoE, block: nn.Module) -> None:
         if len(biases) != 1:
             raise ConfigError("moe.router.mods", got=f"{len(biases)} biases", expected="one SelectionBias")
         pairs["gate.e_score_correction_bias"] = (biases[0], block.gate.e_score_correction_bias)
+    elif any(bool(bias_E.any()) for bias_E in biases):
+        raise ConfigError("moe.router.mods", got="a selection bias", expected="none: the block has no place for it")
     dense = shared_mlp(block)
     if (dense is None) != (moe.shared is None):
         raise ConfigError("moe.shared", got=type(moe.shared).__name__, expected=type(dense).__name__)
