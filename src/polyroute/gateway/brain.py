@@ -244,8 +244,9 @@ def read_signals(
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             raise BadRequestError(f"messages[{i}]: expected an object with a role.", f"messages[{i}]")
     needs = needs_of(
-        messages, tools=given(view.tools), response_format=view.response_format, modalities=view.modalities or ()
-    )
+        messages, tools=given(view.tools), modalities=view.modalities or (),
+        response_format=view.response_format if given(view.response_format) else None,
+    )  # fmt: skip
     num_tokens = count_tokens(bytes(view.messages))
     num_tokens += count_tokens(bytes(view.tools)) if given(view.tools) else 0
     return routing_text(messages), needs, num_tokens, thread_of(messages, session, tenant)

@@ -27,6 +27,7 @@ SHORT = 600  # characters of context for an empty last turn; each character writ
 TRADE = 12
 WORD = 16  # characters of a word cut in two that are left out
 
+OBJECT, LIST = (dict, Mapping), (list, Sequence)  # what JSON yields comes first: to ask an abstract class takes long
 USERS = frozenset({"user", "human"})
 ANSWERERS = frozenset({"assistant", "model", "ai"})
 TEXT_PARTS = frozenset({"text", "input_text", "output_text"})
@@ -64,7 +65,7 @@ def routing_text(messages: object, cap: int = CAP) -> str:
     """
     if isinstance(messages, str):
         return sample(stripped(messages), cap)
-    if not isinstance(messages, Sequence) or isinstance(messages, bytes):
+    if not isinstance(messages, LIST) or isinstance(messages, bytes):
         return ""
     turns = written(messages)
     last = next((text for by_user, text in turns if by_user), "")
@@ -102,7 +103,7 @@ def written(messages: Sequence[Any]) -> Iterator[tuple[bool, str]]:
     """
     seen_user, looked_at = False, 0
     for message in reversed(messages):
-        role = message.get("role") if isinstance(message, Mapping) else None
+        role = message.get("role") if isinstance(message, OBJECT) else None
         by_user = role in USERS if isinstance(role, str) else False
         if by_user or (seen_user and isinstance(role, str) and role in ANSWERERS):
             text = stripped(text_of(message.get("content")))
@@ -117,7 +118,7 @@ def written(messages: Sequence[Any]) -> Iterator[tuple[bool, str]]:
 def last_text(messages: Sequence[Any]) -> str:
     """The last text of any role, for a conversation without a user."""
     for message in reversed(messages):
-        if isinstance(message, Mapping) and (text := text_of(message.get("content")).strip()):
+        if isinstance(message, OBJECT) and (text := text_of(message.get("content")).strip()):
             return text
     return ""
 
@@ -126,13 +127,13 @@ def text_of(content: object, depth: int = DEPTH) -> str:
     """The written text in a message's content: texts and text parts; pictures, sound and tool results have none."""
     if isinstance(content, str):
         return clipped(content)
-    if isinstance(content, Mapping):
+    if isinstance(content, OBJECT):
         content = [content]
     if depth == 0 or not isinstance(content, list | tuple):
         return ""
     found = []
     for part in content:
-        if isinstance(part, Mapping):
+        if isinstance(part, OBJECT):
             kind = part.get("type", "text")
             part = part.get("text") if isinstance(kind, str) and kind in TEXT_PARTS else None
         if isinstance(part, str | list | tuple) and (text := text_of(part, depth - 1)):

@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
+
+from polyroute.signals.conversation import LIST, OBJECT
 
 # capability -> what in a request asks for it
 CAPABILITIES: dict[str, str] = {
@@ -59,13 +61,13 @@ def needs_of(
         needs.add("tools")
     if logprobs:
         needs.add("logprobs")
-    if isinstance(modalities, Sequence) and "audio" in modalities:
+    if modalities and isinstance(modalities, LIST) and "audio" in modalities:
         needs.add("audio")
     if format_type(response_format) in ("json_schema", "json_object"):
         needs.add("json")
-    if isinstance(messages, Sequence) and not isinstance(messages, (str, bytes)):
+    if isinstance(messages, LIST) and not isinstance(messages, (str, bytes)):
         for message in messages:
-            if isinstance(message, Mapping):
+            if isinstance(message, OBJECT):
                 read_message(message, needs)
     return frozenset(needs)
 
@@ -73,7 +75,7 @@ def needs_of(
 def needs_of_request(body: Mapping[str, Any]) -> frozenset[str]:
     """`needs_of` for a whole decoded request: chat completions, Messages or Responses."""
     text = body.get("text")
-    wanted = body.get("response_format") or (text.get("format") if isinstance(text, Mapping) else None)
+    wanted = body.get("response_format") or (text.get("format") if isinstance(text, OBJECT) else None)
     messages = body.get("messages")
     return needs_of(
         body.get("input") if messages is None else messages,
@@ -96,12 +98,12 @@ def read_message(message: Mapping[str, Any], needs: set[str]) -> None:
 
 def read_parts(content: object, needs: set[str], depth: int) -> None:
     """Add what a list of typed parts needs, lists inside parts included."""
-    if isinstance(content, Mapping):
+    if isinstance(content, OBJECT):
         content = [content]
     if depth == 0 or not isinstance(content, list | tuple):
         return
     for part in content:
-        if isinstance(part, Mapping):
+        if isinstance(part, OBJECT):
             add_need(part.get("type"), needs)
             read_parts(part.get("content"), needs, depth - 1)
 
@@ -115,10 +117,10 @@ def format_type(response_format: object) -> object:
     """The type of a response_format, decoded or not; None where there is none."""
     if response_format is None or isinstance(response_format, str):
         return response_format
-    if not isinstance(response_format, Mapping):
+    if not isinstance(response_format, OBJECT):
         try:
             data = bytes(memoryview(response_format))  # type: ignore[arg-type]  # any buffer: bytes or undecoded JSON
             response_format = json.loads(data) if data else None
         except (TypeError, ValueError):
             return None
-    return response_format.get("type") if isinstance(response_format, Mapping) else None
+    return response_format.get("type") if isinstance(response_format, OBJECT) else None

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from polyroute.signals.conversation import USERS, stripped, text_of
+from polyroute.signals.conversation import LIST, OBJECT, USERS, stripped, text_of
 
 KEY_BYTES = 12
 FIRST = 2_000  # characters of the first turns that tell conversations apart
@@ -45,8 +45,8 @@ def conversation_key(messages: object, *, tenant: str = "") -> str | None:
     if isinstance(messages, str):
         messages = [{"role": "user", "content": messages}]
     opening: list[str] = []
-    for message in messages if isinstance(messages, Sequence) and not isinstance(messages, bytes) else ():
-        if not isinstance(message, Mapping):
+    for message in messages if isinstance(messages, LIST) and not isinstance(messages, bytes) else ():
+        if not isinstance(message, OBJECT):
             continue
         text = text_of(message.get("content"))[:FIRST]
         opening.append(text)
@@ -61,16 +61,16 @@ def in_tool_loop(messages: object) -> bool:
 
     Knows role tool or function, content parts of type tool_result, and items of type function_call_output.
     """
-    if not isinstance(messages, Sequence) or isinstance(messages, str | bytes) or not messages:
+    if not isinstance(messages, LIST) or isinstance(messages, str | bytes) or not messages:
         return False
     last = messages[-1]
-    if not isinstance(last, Mapping):
+    if not isinstance(last, OBJECT):
         return False
     if last.get("role") in ("tool", "function") or last.get("type") in ("function_call_output", "tool_result"):
         return True
     content = last.get("content")
     parts = content if isinstance(content, list | tuple) else ()
-    return any(isinstance(part, Mapping) and part.get("type") == "tool_result" for part in parts)
+    return any(isinstance(part, OBJECT) and part.get("type") == "tool_result" for part in parts)
 
 
 def is_follow_up(messages: object) -> bool:
@@ -80,9 +80,9 @@ def is_follow_up(messages: object) -> bool:
     `LONGEST_REPLY` words, or with one word of its own ("prove it"), is not one. Other languages than the few listed are
     taken to say something.
     """
-    if not isinstance(messages, Sequence) or isinstance(messages, str | bytes):
+    if not isinstance(messages, LIST) or isinstance(messages, str | bytes):
         return False
-    roles = [m.get("role") for m in messages if isinstance(m, Mapping)]
+    roles = [m.get("role") for m in messages if isinstance(m, OBJECT)]
     if not any(role in ("assistant", "model", "ai") for role in roles):
         return False
     return only_replies(last_user_text(messages))
@@ -99,7 +99,7 @@ def only_replies(text: str) -> bool:
 def last_user_text(messages: Sequence[Any]) -> str:
     """What a person wrote last, without what a harness added."""
     for message in reversed(messages):
-        if isinstance(message, Mapping) and message.get("role") in USERS:
+        if isinstance(message, OBJECT) and message.get("role") in USERS:
             text = stripped(text_of(message.get("content")))
             if text:
                 return text

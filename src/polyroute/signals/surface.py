@@ -157,13 +157,18 @@ def features(text: str) -> list[float]:
     if not text:
         return [0.0] * DIM
     data = text.encode("utf-8", "surrogatepass")
-    kinds = np.frombuffer(data.translate(KIND_OF), np.uint8)
-    counts = np.bincount(kinds, minlength=CONTINUATION + 1)[:CONTINUATION].tolist()
-    length = len(text)
+    counts, length = kinds_of(data), len(text)
     where = min(max(math.log(length), LOG_LENGTHS[0]), LOG_LENGTHS[-1])
     shares = [math.sqrt(count / length) if count else 0.0 for count in counts]
     near = [max(0.0, 1.0 - abs(corner - where) / LOG_STEP) for corner in LOG_LENGTHS]
     return [*shares, *near, *structure(text, data, counts)]
+
+
+def kinds_of(data: bytes) -> list[int]:
+    """How many characters of each of KINDS a text in UTF-8 has."""
+    kinds = np.frombuffer(data.translate(KIND_OF), np.uint8)
+    counts: list[int] = np.bincount(kinds, minlength=CONTINUATION + 1)[:CONTINUATION].tolist()
+    return counts
 
 
 def structure(text: str, data: bytes, counts: list[int]) -> list[float]:

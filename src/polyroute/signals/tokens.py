@@ -7,8 +7,7 @@ share of a token on each character of other scripts. docs/featurisers.md has the
 from __future__ import annotations
 
 import re
-
-import numpy as np
+from operator import mul
 
 from polyroute.signals import surface
 
@@ -44,7 +43,7 @@ PER_COUNT: dict[str, float] = {
     "emoji": 2.5,
 }
 COUNTS: tuple[str, ...] = (*surface.KINDS, "word", "long_word", "number", "indent")
-WEIGHTS = np.array([PER_COUNT.get(name, 0.0) for name in COUNTS])
+WEIGHTS = [PER_COUNT.get(name, 0.0) for name in COUNTS]
 DIGIT = surface.KINDS.index("digit")
 
 PER_MESSAGE = 6  # tokens that the JSON of a message counts more than a chat template adds
@@ -84,13 +83,13 @@ def tokens_in(data: bytes) -> float:
     if whole > READ:
         size, step = READ // BLOCKS, whole // BLOCKS
         data = b"".join(data[i * step : i * step + size] for i in range(BLOCKS))
-    return float(WEIGHTS @ counts_of(data)) * whole / len(data) + START
+    tokens: float = sum(map(mul, WEIGHTS, counts_of(data)))
+    return tokens * whole / len(data) + START
 
 
 def counts_of(data: bytes) -> list[int]:
     """How many there are of each of COUNTS in a text in UTF-8. A long word: nine letters without accent, or more."""
-    kinds = np.frombuffer(data.translate(surface.KIND_OF), np.uint8)
-    counts: list[int] = np.bincount(kinds, minlength=len(surface.KINDS) + 1)[: len(surface.KINDS)].tolist()
+    counts = surface.kinds_of(data)
     roles = b"." + data.translate(surface.ROLE_OF)
     words = roles.translate(surface.WORD_OF)
     numbers = roles.translate(surface.NUMBER_OF).count(b"01") if counts[DIGIT] else 0
