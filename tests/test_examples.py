@@ -12,7 +12,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples"
-EXTRAS = {"ask_gateway": ("openai", "pyarrow", "uvicorn", "wordllama"), "learning_loop": ("msgspec",)}
+EXTRAS = {
+    "ask_gateway": ("openai", "pyarrow", "uvicorn", "wordllama"),
+    "learning_loop": ("msgspec",),
+    "train_moe": ("torch", "matplotlib"),
+}
+ARGUMENTS = {"train_moe": ("--seconds", "2", "--out")}  # and a folder for what it writes
 QUICK = {  # example -> what its output has to say
     "first_decision": ("difficult      -> large", "only candidate allowed"),
     "own_router": ("95 % interval",),
@@ -24,17 +29,20 @@ QUICK = {  # example -> what its output has to say
     "cascade": ("rung 2 of 2",),
     "ask_gateway": ("auto:cheap -> terse", "auto:best  -> wordy", "'accepted': True"),
     "learning_loop": ("1500 decisions, each with its propensity, [0.05 0.85]", "still ignorant"),
+    "train_moe": ("2,087,552 parameters", "nats a character; arithmetic", "layer 3: load", "wrote load.png"),
 }
 NEEDS_DATA = {"demo_replay"}  # `make demo-replay`
 
 
 @pytest.mark.parametrize("name", QUICK)
-def test_it_runs(name, tmp_path):
+def test_it_runs(name, tmp_path, tmp_path_factory):
     for package in EXTRAS.get(name, ()):
         pytest.importorskip(package)
+    written = tmp_path_factory.mktemp("written")
+    arguments = [*ARGUMENTS[name], str(written)] if name in ARGUMENTS else []
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")}
     done = subprocess.run(
-        [sys.executable, str(EXAMPLES / f"{name}.py")],
+        [sys.executable, str(EXAMPLES / f"{name}.py"), *arguments],
         cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -42,6 +50,7 @@ def test_it_runs(name, tmp_path):
     for text in QUICK[name]:
         assert text in done.stdout
     assert list(tmp_path.iterdir()) == [], "an example leaves nothing behind"
+    assert bool(list(written.iterdir())) == (name in ARGUMENTS)
 
 
 def test_every_example_is_run_and_short():

@@ -57,9 +57,11 @@ LIBRARIES: dict[str, set[str]] = {
 DEFERRED_LIBRARIES: dict[str, set[str]] = {
     "errors": set(),
     "types": set(),
-    "nn": {"scipy", "safetensors", "transformers"},
+    "nn": {"matplotlib", "scipy", "safetensors", "transformers"},
     "signals": {"wordllama", "tokenizers", "safetensors", "onnxruntime"},
     "gateway": {"pyarrow", "xllamacpp"},
+    "recipes": {"scipy", "pyarrow", "matplotlib", "torch"},
+    "proofs": {"scipy", "pyarrow", "matplotlib", "torch"},
 }
 USUAL = {"scipy", "pyarrow", "matplotlib"}
 ONE_FILE = {"array_api_compat": "kernels/_xp.py"}  # the only file that knows array libraries
