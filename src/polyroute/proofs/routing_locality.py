@@ -10,9 +10,9 @@ Falsifier: the same two models, SRP_16 of their tokens in random order. Load and
 the difference one of load, it would stay too.
 Data: traces drawn from the seed; generated text of four domains, 10,000 held-out characters a model, four seeds.
 
-Tried before at seeds 100 and 101: SRP_16 0.589 and 0.556 against 0.466 and 0.459, LRU hits 0.703 and 0.646 against 0.502
-and 0.477; in random order 0.456 and 0.454 against 0.454 and 0.456. Shared experts lower SRP too, says the publication. Here
-by 0.027 and 0.024, too little for four seeds to be sure of: a row of the table, not claimed.
+Tried before at seeds 100 and 101: SRP_16 0.589 and 0.556 against 0.466 and 0.459, LRU hits 0.703 and 0.646 against
+0.502 and 0.477; in random order 0.456 and 0.454 against 0.454 and 0.456. Shared experts lower SRP too, says the
+publication. Here by 0.027 and 0.024, too little for four seeds to be sure of: a row of the table, not claimed.
 """
 
 from __future__ import annotations
