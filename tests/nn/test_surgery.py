@@ -186,6 +186,12 @@ def test_growth_at_one_raw_softmax_expert_halves_the_output():
     torch.testing.assert_close(2 * upcycle(old, bias_noise=0.0).moe(x), old(x), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("parts", [{"norm": Sigmoid(), "gate": Raw()}, {"gate": Hard(1.0)}])
+def test_gates_that_do_not_share_a_unit_double_the_output_when_k_doubles(parts):
+    old, x = layer(**parts), tokens()
+    torch.testing.assert_close(upcycle(old, bias_noise=0.0, k=4).moe(x), 2 * old(x), rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize(("k", "least", "most"), [(2, 0.2, 0.9), (4, 0.1, 0.7)])
 def test_twins_are_chosen_together_so_growth_changes_the_function(k, least, most):
     old, x = layer(k=k), tokens(count=400)
