@@ -212,6 +212,31 @@ class Counts:
         self.seen.append((ctx.layer, ctx.shape, int(routing.count_E.sum())))
 
 
+@pytest.mark.parametrize("case", ["mixtral", "deepseek3"])
+def test_generation_and_gradient_checkpointing_go_on(case):
+    plain, model = model_of(case), hf.install(model_of(case))
+    options = {"max_new_tokens": 5, "do_sample": False}
+    assert torch.equal(model.generate(ids(), **options), plain.generate(ids(), **options))
+    for part in (plain, model):
+        part.train()
+    model.activation_checkpointing_enable()
+    model(ids(), labels=ids()).loss.backward()
+    plain(ids(), labels=ids()).loss.backward()
+    for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+        close(ours.grad, theirs.grad)
+    if case == "deepseek3":  # load is counted once, although blocks ran twice
+        moe = next(iter(hf.installed(model).values()))
+        assert int(moe.router.mods[0].load_E.sum()) == 36
+
+
+def test_our_buffers_follow_the_model_to_its_device():
+    model = hf.install(model_of("deepseek3"))
+    link = next(iter(hf.blocks(model).values())).polyroute_link
+    model.to("meta")
+    link.relink()
+    assert {part.device.type for part in (*link.moe.parameters(), *link.moe.buffers())} == {"meta"}
+
+
 def test_modifiers_and_taps_can_be_put_into_a_model():
     counts = Counts()
     model = hf.install(model_of("mixtral"), mods=(Delta(),), taps=(counts,))

@@ -175,6 +175,13 @@ class Net(nn.Module):
         return self.table(ids)
 
 
+def test_weights_tied_by_storage_are_both_written(tmp_path):
+    moe = MoE(D, F, E)
+    moe.router.scorer.weight = nn.Parameter(moe.pool.w1_EGD.detach()[0, :E])
+    store.save(moe, tmp_path / "moe")
+    same(moe, store.load(tmp_path / "moe")[""])
+
+
 def test_modules_of_the_caller_are_named_and_given_again(tmp_path):
     torch.manual_seed(0)
     net, path = Net(), tmp_path / "moe.safetensors"

@@ -122,6 +122,7 @@ def _state(layer: MoE) -> dict[str, Tensor]:
 def _tensors(found: Mapping[str, MoE]) -> tuple[dict[str, Tensor], dict[str, str], dict[str, Any]]:
     """Every tensor once; for those met again where they stand; and what is no tensor."""
     first: dict[int, str] = {}
+    storages: set[int] = set()
     tensors, same, extra = {}, {}, {}
     for name, layer in found.items():
         for key, value in layer.state_dict(keep_vars=True).items():
@@ -131,7 +132,10 @@ def _tensors(found: Mapping[str, MoE]) -> tuple[dict[str, Tensor], dict[str, str
                 same[f"{name}/{key}"] = first[id(value)]
             else:
                 first[id(value)] = f"{name}/{key}"
-                tensors[f"{name}/{key}"] = value.detach().cpu().contiguous().clone()
+                plain = value.detach().cpu().contiguous()
+                place = plain.untyped_storage().data_ptr()
+                tensors[f"{name}/{key}"] = plain.clone() if place in storages else plain  # two views of one tensor
+                storages.add(place)
     return tensors, same, extra
 
 

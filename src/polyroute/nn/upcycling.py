@@ -57,7 +57,7 @@ def upcycle(
     It does not preserve the function for K > 1: twins tie and are chosen together. Without noise (for a softmax: with
     equal biases) it does at K = 1, except for Raw of a softmax, which halves the gates; and with k = 2 K, m = 2 and
     "uniform", for softmax scores (Raw and Renorm) and for sigmoid ones with Renorm. `exact_start` starts exactly for
-    every K, gate and bias.
+    every K, gate and bias. A pool that other layers share is grown for this layer alone.
     Raises: ConfigError, UnknownNameError, before anything is changed. Source: system 56, expert upcycling.
     """
     num_old = moe.router.num_experts

@@ -17,7 +17,7 @@ from polyroute.nn.activations import activation
 from polyroute.nn.dispatch import Weights
 from polyroute.nn.hf.blocks import blocks, parts_of, shared_mlp
 from polyroute.nn.moe import MoE
-from polyroute.nn.routing import Pairs, Part, Routing, TokenContext, count_pairs
+from polyroute.nn.routing import Pairs, Part, Routing, TokenContext, count_pairs, in_recomputation
 
 LINK = "polyroute_link"  # attribute of a block while our parts run it
 
@@ -30,20 +30,22 @@ def install(
     norm: Part | None = None,
     select: Part | None = None,
     gate: Part | None = None,
+    aux: Sequence[Part] = (),
     taps: Sequence[Part] = (),
 ) -> nn.Module:
     """Let our executor and router run every expert block of a model, in place, on the model's own parameters.
 
-    mods: appended to each router's. norm, select, gate: instead of the family's, e.g. select=TopP(0.4). Blocks keep
-    their class, parameters, names and results, so training, `output_router_logits` and `save_pretrained` go on as
-    before. `installed(model)` gives the layers; `restore(model)` takes them out. Put the model on its device first.
+    mods: appended to each router's. norm, select, gate: instead of the family's, e.g. select=TopP(0.4). aux, taps: those
+    of MoE; call `aux_losses` on each layer. Blocks keep their class, parameters, names and results, so training,
+    `output_router_logits` and `save_pretrained` go on as before. `installed(model)` gives the layers;
+    `restore(model)` takes them out.
     Returns the model. Raises: what `convert` raises, before anything is changed.
     """
     chosen = {name: part for name, part in {"norm": norm, "select": select, "gate": gate}.items() if part is not None}
     links = {}
     for i, (name, block) in enumerate(blocks(model).items()):
         parts, (dim, width, num_experts), act = parts_of(block)
-        parts = {**parts, **chosen, "mods": (*parts.get("mods", ()), *mods), "taps": taps}
+        parts = {**parts, **chosen, "mods": (*parts.get("mods", ()), *mods), "aux": aux, "taps": taps}
         pool = _BlockExperts(block, act)
         with torch.random.fork_rng(devices=[]):
             moe = MoE(dim, width, num_experts, pool=pool, shared=_BlockShared(block), executor=executor, **parts)
@@ -167,8 +169,10 @@ class _Link:
         self.shape = tuple(args[0].shape[:2]) if args and args[0].ndim == 3 else None
 
     def relink(self) -> None:
-        """The block's tensors of this moment: moving a model replaces buffers."""
+        """The block's tensors of this moment: moving a model replaces buffers, and leaves ours where they were."""
         gate, router = self.block.gate, self.moe.router
+        if any(buffer.device != gate.weight.device for buffer in router.buffers()):
+            self.moe.to(gate.weight.device)
         router.scorer.weight = gate.weight
         if hasattr(gate, "e_score_correction_bias"):
             router.mods[0].bias_E = gate.e_score_correction_bias
@@ -181,8 +185,10 @@ class _Link:
         shape = self.shape if self.shape and self.shape[0] * self.shape[1] == len(x_TD) else (1, len(x_TD))
         ctx = TokenContext(x_TD, shape, layer=self.layer, step=moe.step, training=moe.training)
         routing = moe.routing = moe.router(ctx)
-        for part in moe.taps:
-            part.observe(routing, ctx)
+        if not (ctx.training and in_recomputation()):
+            for part in (*moe.aux, *moe.taps):
+                if hasattr(part, "observe"):
+                    part.observe(routing, ctx)
         native = torch.float32 if "Deepseek" in type(self.block).__name__ else hidden_states.dtype
         return routing.logits_TE.to(native), *_slots(routing)
 
