@@ -80,11 +80,12 @@ class Objective:
 
     def utility(self, estimates: Estimates) -> Array:
         """Expected utility [n, m]. Raises: UnknownNameError if a weighed metric was not estimated."""
-        total: Array = 0.0
+        total: Array = None
         for name, weight in self.weights.items():
             if name not in estimates:
                 raise UnknownNameError("metric", name, estimates)
-            total = total + weight * estimates[name].mean
+            part = weight * estimates[name].mean
+            total = part if total is None else total + part
         return total
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from polyroute.errors import ConfigError, EstimateError, NoCandidateError, ShapeError, UnknownNameError
-from polyroute.policies.greedy import Greedy, allowed_utility, best_only, take
+from polyroute.policies.greedy import SMALL, Greedy, allowed_utility, best_only, first_best, take
 from polyroute.types import Estimate, Objective
 
 RNG = np.random.default_rng(0)
@@ -24,6 +24,23 @@ def test_the_best_allowed_by_utility_is_taken():
         assert index[i, 0] == max(utility, key=utility.get)
         assert weight[i, 0] == pytest.approx(max(utility.values()))
     assert propensity is None
+
+
+def test_one_row_as_plain_numbers_chooses_as_in_a_table():
+    rng = np.random.default_rng(2)
+    values = np.array([-np.inf, -1.0, -0.0, 0.0, 1.0, 1.0, 2.0])
+    for m in (1, 3, SMALL, SMALL + 1):
+        for _ in range(50):
+            quality, allowed = rng.choice(values, (1, m)), rng.random((1, m)) < 0.7
+            quality[0, 0], allowed[0, 0] = 0.5, True
+            one = Greedy().decide(table(quality), GOAL, allowed, RNG)
+            two = Greedy().decide(table(np.repeat(quality, 2, axis=0)), GOAL, np.repeat(allowed, 2, axis=0), RNG)
+            assert one.index.tolist() == two.index[:1].tolist()
+            assert one.weight.tolist() == two.weight[:1].tolist()
+    for value in (np.nan, np.inf):
+        assert first_best([0.1, value, 0.2], [True, True, True]) is None
+        assert first_best([0.1, value, 0.2], [True, False, True]) == 2
+    assert first_best([-np.inf], [True]) is None
 
 
 def test_ties_go_to_the_first_column_for_any_k():

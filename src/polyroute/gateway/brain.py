@@ -195,7 +195,7 @@ class Brain:
         """The chosen candidates first, then the other allowed ones by utility: the order of fallbacks."""
         order = [self.by_id[c] for c in decision.candidate_ids]
         out = {*decision.candidate_ids, *weighing.refused[0]}
-        rest = [(-u, j) for j, u in enumerate(weighing.utility[0].tolist()) if pool[j].id not in out]
+        rest = [(-u, j) for j, u in enumerate(weighing.utility.tolist()[0]) if pool[j].id not in out]
         return order + [pool[j] for _, j in sorted(rest)]
 
     def out_of_service(self) -> frozenset[str]:
@@ -208,9 +208,9 @@ class Brain:
 
 def weighed(weighing: Weighing, pool: Sequence[Candidate]) -> list[Weighed]:
     """One record a candidate: its estimates, its utility, and what ruled it out."""
-    means = {name: estimate.mean[0].tolist() for name, estimate in weighing.estimates.items()}
-    stds = {name: e.std[0].tolist() for name, e in weighing.estimates.items() if e.std is not None}
-    utility, refused = weighing.utility[0].tolist(), weighing.refused[0]
+    means = {name: estimate.mean.tolist()[0] for name, estimate in weighing.estimates.items()}
+    stds = {name: e.std.tolist()[0] for name, e in weighing.estimates.items() if e.std is not None}
+    utility, refused = weighing.utility.tolist()[0], weighing.refused[0]
     return [
         Weighed(
             id=candidate.id,

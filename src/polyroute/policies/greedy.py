@@ -10,6 +10,8 @@ import numpy as np
 from polyroute.errors import ConfigError, EstimateError, NoCandidateError, ShapeError
 from polyroute.types import Array, Estimates, Objective, Rng, Selection
 
+SMALL = 16  # candidates up to which one row is looked through sooner as plain numbers than as an array
+
 
 @dataclass(frozen=True, slots=True)
 class Greedy:
@@ -26,6 +28,10 @@ class Greedy:
 
     def decide(self, estimates: Estimates, objective: Objective, allowed: Array, rng: Rng) -> Selection:
         """Selection [n, min(k, m)] without propensity: nothing is left to chance. rng is not used."""
+        if self.k == 1 and len(allowed) == 1 and allowed.size <= SMALL:
+            row, may = objective.utility(estimates).tolist(), allowed.tolist()
+            if len(row) == 1 and len(row[0]) == len(may[0]) and (best := first_best(row[0], may[0])) is not None:
+                return Selection(np.array([[best]]), np.array([[row[0][best]]]))
         utility = allowed_utility(estimates, objective, allowed)
         if self.k == 1:
             index = utility.argmax(axis=1, keepdims=True)
@@ -38,6 +44,17 @@ class Greedy:
     def probabilities(self, estimates: Estimates, objective: Objective, allowed: Array) -> Array:
         """[n, m] P(first choice): 1 for the best, 0 elsewhere."""
         return best_only(allowed_utility(estimates, objective, allowed))
+
+
+def first_best(utility: list[float], may: list[bool]) -> int | None:
+    """The first of the best allowed; None where there is none, or where one of them is infinite or no number."""
+    best, at = -math.inf, None
+    for j, value in enumerate(utility):
+        if may[j] and not value <= best:
+            if not value < math.inf:
+                return None
+            best, at = value, j
+    return at
 
 
 def allowed_utility(estimates: Estimates, objective: Objective, allowed: Array) -> Array:

@@ -10,7 +10,7 @@ import numpy as np
 from polyroute.errors import ConfigError
 from polyroute.protocols import OnlineRouter
 from polyroute.routers.length import Length
-from polyroute.routers.rows import PerPool, check_shape, extend, observed
+from polyroute.routers.rows import PerPool, Unchanged, check_shape, extend, observed
 from polyroute.routers.shrink import shrunk
 from polyroute.types import Array, Candidate, Estimate, Estimates, Outcomes, Query
 
@@ -37,6 +37,7 @@ class Load:
         self._forget()
         self._promise = PerPool(promised)
         self._timing = PerPool(self._take_together)
+        self._expected = Unchanged(expected)
 
     def _forget(self) -> None:
         self.column_: dict[str, int] = {}
@@ -78,11 +79,7 @@ class Load:
         return shrunk(total, square, count, np.ones(len(pool)), np.ones(len(pool)), self.kappa)
 
     def predict(self, queries: Sequence[Query], pool: Sequence[Candidate]) -> Estimates:
-        first, per_token, doubt = self._timing(pool)
-        tokens, tokens_std = self.length.predict(queries, pool)["output_tokens"]
-        mean = first + tokens * per_token
-        std = mean * doubt
-        return {"latency": Estimate(mean, std if tokens_std is None else np.hypot(std, tokens_std * per_token))}
+        return {"latency": self._expected(self._timing(pool), *self.length.predict(queries, pool)["output_tokens"])}
 
     def _take_together(self, pool: Sequence[Candidate]) -> tuple[Array, Array, Array]:
         """As late as they run, [m] each: seconds until the first token, per token, and the doubt relative to both."""
@@ -100,6 +97,14 @@ class Load:
         router.column_ = {name: j for j, name in enumerate(params["candidates"])}
         router.sums_ = check_shape("sums", np.asarray(arrays["sums"], float), (3, len(router.column_)))
         return router
+
+
+def expected(timing: tuple[Array, Array, Array], tokens: Array, tokens_std: Array | None) -> Estimate:
+    """Latency of answers of so many tokens, [n, m]. timing: first token, each token, relative doubt, [m] each."""
+    first, per_token, doubt = timing
+    mean = first + tokens * per_token
+    std = mean * doubt
+    return Estimate(mean, std if tokens_std is None else np.hypot(std, tokens_std * per_token))
 
 
 def answered(length: OnlineRouter, outcomes: Outcomes) -> tuple[Array, Array, Array]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from polyroute.protocols import OnlineRouter
 from polyroute.routers.length import Length
-from polyroute.routers.rows import PerPool, prompt_tokens
+from polyroute.routers.rows import PerPool, Unchanged, prompt_tokens
 from polyroute.types import Array, Candidate, Estimate, Estimates, Outcomes, Query
 
 
@@ -24,6 +24,7 @@ class Price:
     def __init__(self, length: OnlineRouter | None = None):
         self.length: OnlineRouter = Length() if length is None else length
         self._prices = PerPool(_prices)
+        self._written = Unchanged(_written)
 
     def fit(self, outcomes: Outcomes) -> Self:
         if "output_tokens" in outcomes.values:
@@ -35,10 +36,9 @@ class Price:
             self.length.update(outcomes)
 
     def predict(self, queries: Sequence[Query], pool: Sequence[Candidate]) -> Estimates:
-        price_in, price_out = self._prices(pool)
-        tokens, std = self.length.predict(queries, pool)["output_tokens"]
-        mean = prompt_tokens(queries)[:, None] * price_in + tokens * price_out
-        return {"cost": Estimate(mean, None if std is None else std * price_out)}
+        prices = self._prices(pool)
+        written, std = self._written(prices, *self.length.predict(queries, pool)["output_tokens"])
+        return {"cost": Estimate(prompt_tokens(queries)[:, None] * prices[0] + written, std)}
 
     def state(self) -> tuple[dict[str, Any], dict[str, Array]]:
         return {"length": self.length}, {}
@@ -46,6 +46,11 @@ class Price:
     @classmethod
     def from_state(cls, params: Mapping[str, Any], arrays: Mapping[str, Array]) -> Self:
         return cls(**params)
+
+
+def _written(prices: Array, tokens: Array, std: Array | None) -> tuple[Array, Array | None]:
+    """USD of completions, [n, m], and its std. prices: [2, m]."""
+    return tokens * prices[1], None if std is None else std * prices[1]
 
 
 def _prices(pool: Sequence[Candidate]) -> Array:

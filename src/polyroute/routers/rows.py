@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from operator import is_
 from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -135,6 +136,25 @@ class PerPool(Generic[T]):
 
     def clear(self) -> None:
         self.kept = []
+
+
+class Unchanged(Generic[T]):
+    """Keeps the last result while the very same objects are given: what no query changes is worked out once.
+
+    The objects must not be changed in place.
+    """
+
+    def __init__(self, work_out: Callable[..., T]):
+        self.work_out = work_out
+        self.last: tuple[tuple[object, ...], T] | None = None
+
+    def __call__(self, *given: object) -> T:
+        last = self.last
+        if last is not None and all(map(is_, given, last[0])):
+            return last[1]
+        result = self.work_out(*given)
+        self.last = given, result
+        return result
 
 
 def nothing(metric: str, num_queries: int, num_candidates: int) -> Estimates:
