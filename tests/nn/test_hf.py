@@ -15,7 +15,8 @@ transformers = pytest.importorskip("transformers", minversion="5.0", reason="nee
 
 from polyroute.nn import hf  # noqa: E402
 from polyroute.nn.gates import Raw  # noqa: E402
-from polyroute.nn.moe import MoE  # noqa: E402
+from polyroute.nn.losses import LBL  # noqa: E402
+from polyroute.nn.moe import MoE, aux_losses  # noqa: E402
 from polyroute.nn.normalise import Delta, SelectionBias  # noqa: E402
 from polyroute.nn.selection import TopK, TopP  # noqa: E402
 from polyroute.nn.surgery import slice_ffn, upcycle  # noqa: E402
@@ -219,13 +220,17 @@ def test_generation_and_gradient_checkpointing_go_on(case):
     assert torch.equal(model.generate(ids(), **options), plain.generate(ids(), **options))
     for part in (plain, model):
         part.train()
+    counts = Counts()
+    hf.install(model, taps=(counts,), aux=(LBL(0.5),))
     model.activation_checkpointing_enable()
     model(ids(), labels=ids()).loss.backward()
     plain(ids(), labels=ids()).loss.backward()
     for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
         close(ours.grad, theirs.grad)
-    if case == "deepseek3":  # load is counted once, although blocks ran twice
-        moe = next(iter(hf.installed(model).values()))
+    assert len(counts.seen) == len(hf.blocks(model))  # counted once, although blocks ran twice
+    moe = next(iter(hf.installed(model).values()))
+    assert aux_losses(moe)["load_balance"].requires_grad
+    if case == "deepseek3":
         assert int(moe.router.mods[0].load_E.sum()) == 36
 
 

@@ -35,8 +35,8 @@ def install(
 ) -> nn.Module:
     """Let our executor and router run every expert block of a model, in place, on the model's own parameters.
 
-    mods: appended to each router's. norm, select, gate: instead of the family's, e.g. select=TopP(0.4). aux, taps: those
-    of MoE; call `aux_losses` on each layer. Blocks keep their class, parameters, names and results, so training,
+    mods: appended to each router's. norm, select, gate: instead of the family's, e.g. select=TopP(0.4). aux, taps: as
+    in MoE; call `aux_losses` on each layer. Blocks keep their class, parameters, names and results, so training,
     `output_router_logits` and `save_pretrained` go on as before. `installed(model)` gives the layers;
     `restore(model)` takes them out.
     Returns the model. Raises: what `convert` raises, before anything is changed.
