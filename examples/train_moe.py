@@ -31,7 +31,7 @@ def main() -> int:
     options.add_argument("--out", type=Path, default=Path("routing"), help="folder of the plots (default: %(default)s)")
     arguments, known, unseen = options.parse_args(), Chars(LENGTH), Chars(LENGTH, held_out=True)
     with seeded(0):
-        model = TinyLM(known.vocab, DIM, LAYERS, 4, lambda layer: MoE(DIM, 72, EXPERTS, aux=[LBL(0.01)]))
+        model = TinyLM(known.vocab, DIM, LAYERS, 2, lambda layer: MoE(DIM, 72, EXPERTS, aux=[LBL(0.01)]))
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, 2 of {EXPERTS} experts a character and layer")
     stream = batches(known, 16, seed=0)
     history = train(model, stream, steps=10**6, seconds=arguments.seconds, seed=0, on_step=show, progress=False)

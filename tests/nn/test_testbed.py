@@ -228,3 +228,13 @@ def test_bad_runs_say_why(chars):
         net.head.bias.fill_(math.inf)
     with pytest.raises(ConfigError, match="loss: expected a finite number"):
         train(net, batches(Memory(10, 4, values=9), 2, seed=0), steps=1, seed=0)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_batches_follow_the_model_to_its_device(chars):
+    model = language_model(aux=[LBL(0.01)]).cuda()
+    history = train(model, batches(chars, 4, seed=0), steps=3, seed=0)
+    found = evaluate(model, batches(chars, 4, seed=1), min_tokens=200)
+    assert len(history.loss) == 3
+    assert found.loss > 0

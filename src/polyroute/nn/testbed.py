@@ -86,7 +86,7 @@ class Readout:
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """torch's own generator starts from this seed inside, and is as before afterwards."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         yield
 
@@ -130,10 +130,10 @@ def train(
 ) -> History:
     """Train in place: AdamW, a linear warm-up over the share `warmup`, a cosine down to `floor` x lr.
 
-    micro: batches an optimizer step; each is a forward and backward pass with its own auxiliary losses. optimizer: to
-    go on with one (its learning rate is set here). seconds: stop after so much time, the cosine then follows the
-    clock, and numbers no longer repeat. on_step(step, history): after each step, when gradients still stand.
-    progress: a line on stderr; None: only on a terminal.
+    micro: batches an optimizer step; each is a forward and backward pass with its own auxiliary losses. loss: another
+    one, given batches on the model's device. optimizer: to go on with one (its learning rate is set here). seconds:
+    stop after so much time; the cosine then follows the clock, and numbers no longer repeat. on_step(step, history):
+    after each step, when gradients still stand. progress: a line on stderr; None: only on a terminal.
 
     Raises: ConfigError, also when `batches` end before the last step or the loss is not finite.
     """
@@ -183,7 +183,7 @@ def _backward(
         batch = next(source, None)
         if batch is None:
             raise ConfigError("batches", got=f"an end after {len(history.loss)} steps", expected="enough for all steps")
-        task = loss(model, batch)
+        task = loss(model, _near(batch, model))
         aux = aux_losses(model)
         (sum(aux.values(), task) / micro).backward()
         total += float(task.detach()) / micro
@@ -281,12 +281,19 @@ def _read(model: nn.Module, batches: Iterable[Batch], min_tokens: int) -> Iterat
     try:
         with torch.no_grad():
             for batch in batches:
+                batch = _near(batch, model)
                 yield batch, model(batch.x)
                 tokens += batch.x.shape[0] * batch.x.shape[1]
                 if tokens >= min_tokens:
                     break
     finally:
         model.train(training)
+
+
+def _near(batch: Batch, model: nn.Module) -> Batch:
+    """The batch on the model's device."""
+    device = next(model.parameters()).device
+    return Batch(*(part.to(device, non_blocking=True) for part in batch))
 
 
 def _judge(out: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
