@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 CONFIG ?=
 MODELS ?= qwen2.5-coder-0.5b qwen2.5-coder-1.5b
 
-.PHONY: serve test test-slow lint docs bench-gateway demo-replay clean install
+.PHONY: serve test test-slow lint docs bench-gateway bench-moe demo-replay clean install
 
 $(VENV)/serve.done: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -39,6 +39,9 @@ docs: $(VENV)/test.done
 
 bench-gateway: $(VENV)/test.done
 	$(RUN) -m benches.bench_gateway
+
+bench-moe: $(VENV)/test.done ## expert layers against transformers and the dense limit; 15 minutes
+	$(RUN) -m benches.bench_moe --page docs/results/expert.md
 
 demo-replay: $(VENV)/test.done
 	$(RUN) examples/demo_replay.py

@@ -7,7 +7,7 @@ nothing and changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from polyroute.errors import ConfigError, ShapeError, UnknownNameError
 from polyroute.nn.activations import Activation
+from polyroute.nn.crew import share
 from polyroute.nn.routing import Routing
 
 
@@ -72,9 +73,12 @@ class _SortedLoop(torch.autograd.Function):
     def forward(ctx, x_TD, gate_N, w1_EGD, w2_EFO, rows, routing, act):
         h_NG = x_TD.new_empty(len(rows.tok_N), w1_EGD.shape[1])
         y_NO = x_TD.new_empty(len(rows.tok_N), w2_EFO.shape[2])
-        for tokens, h, y, w1, w2 in _by_expert(rows.count_E.tolist(), (rows.tok_N, h_NG, y_NO), (w1_EGD, w2_EFO)):
+
+        def expert(tokens, h, y, w1, w2):
             torch.mm(x_TD.index_select(0, tokens), w1.T, out=h)
             torch.mm(act.forward(h), w2, out=y)
+
+        _for_each(expert, rows.count_E.tolist(), (rows.tok_N, h_NG, y_NO), (w1_EGD, w2_EFO))
         ctx.save_for_backward(x_TD, gate_N, w1_EGD, w2_EFO, h_NG, rows.tok_N, rows.order_N, rows.place_N, rows.count_E)
         ctx.of_tokens, ctx.act = (routing.num_tokens, routing.K, routing.tok_N), act
         return sum_pairs(y_NO, rows.place_N, gate_N, *ctx.of_tokens)
@@ -87,12 +91,10 @@ class _SortedLoop(torch.autograd.Function):
         grad_TO, counts = grad_TO.contiguous(), count_E.tolist()
         gate_N1 = gate_N[order_N].to(x_TD.dtype)[:, None]
         grad_gate_N = torch.empty_like(gate_N)
-        grad_x_ND = x_TD.new_empty(len(tok_N), x_TD.shape[1]) if need_x else x_TD.new_empty(len(tok_N), 0)
+        grad_x_ND = x_TD.new_empty(len(tok_N), x_TD.shape[1] if need_x else 0)
         grad_w1, grad_w2 = _zero_where_idle(w1_EGD, counts), _zero_where_idle(w2_EFO, counts)
-        rows = (tok_N, h_NG, gate_N1, grad_gate_N, grad_x_ND)
-        for tokens, h, gate, grad_gate, grad_x, w1, w2, grad_1, grad_2 in _by_expert(
-            counts, rows, (w1_EGD, w2_EFO, grad_w1, grad_w2)
-        ):
+
+        def expert(tokens, h, gate, grad_gate, grad_x, w1, w2, grad_1, grad_2):
             grad_y = grad_TO.index_select(0, tokens)
             grad_a = grad_y @ w2.T  # before the gate, so that its product with a is the gate's gradient
             grad_h, a = ctx.act.backward(h, grad_a * gate)
@@ -103,17 +105,27 @@ class _SortedLoop(torch.autograd.Function):
                 torch.mm(grad_h.T, x_TD.index_select(0, tokens), out=grad_1)
             if need_x:
                 torch.mm(grad_h, w1, out=grad_x)
+
+        rows = (tok_N, h_NG, gate_N1, grad_gate_N, grad_x_ND)
+        _for_each(expert, counts, rows, (w1_EGD, w2_EFO, grad_w1, grad_w2))
         grad_x = sum_pairs(grad_x_ND, place_N, None, *ctx.of_tokens) if need_x else None
         return grad_x, grad_gate_N[place_N], grad_w1, grad_w2, None, None, None
 
 
-def _by_expert(counts: list[int], rows: tuple[Tensor, ...], experts: tuple[Tensor, ...]) -> Iterator[tuple]:
-    """Of every expert that has rows: its part of each row tensor, its slice of each expert tensor.
+def _for_each(work: Callable[..., None], counts: list[int], rows: tuple[Tensor, ...], experts: tuple[Tensor, ...]):
+    """Call `work` for every expert that has rows, with its part of each row tensor and its slice of each expert tensor.
 
-    Split and unbound once: indexing inside the loop costs as much as a small product.
+    Split and unbound once: indexing inside the loop costs as much as a small product. One expert a thread, largest
+    first, unless one of them holds more than a thread's share.
     """
     parts = zip(counts, *(r.split(counts) for r in rows), *(e.unbind(0) for e in experts), strict=True)
-    return (part[1:] for part in parts if part[0])
+    jobs = sorted((part for part in parts if part[0]), key=lambda part: -part[0])
+    threads = torch.get_num_threads()
+    if threads == 1 or len(jobs) < 2 * threads or jobs[0][0] * threads > 1.5 * sum(counts):
+        for job in jobs:
+            work(*job[1:])
+    else:
+        share(work, (job[1:] for job in jobs), threads)
 
 
 def _zero_where_idle(w_E: Tensor, counts: list[int]) -> Tensor:
@@ -139,13 +151,47 @@ def sum_pairs(y_NO: Tensor, place_N: Tensor, gate_N: Tensor | None, num_tokens: 
 
 
 def grouped(x_TD: Tensor, routing: Routing, weights: Weights) -> Tensor:
-    """Grouped matrix products over the sorted rows: one call for all experts, no wait for the counts; for GPUs."""
+    """Grouped matrix products over the sorted rows: one call for all experts; for GPUs, and for few rows an expert."""
+    if x_TD.device.type == "cpu" and not torch.compiler.is_compiling():
+        return _GroupedOnCPU.apply(
+            x_TD, routing.gate_N, weights.w1_EGD, weights.w2_EFO, sort_pairs(routing), routing, weights.act
+        )
     rows = sort_pairs(routing)
     ends = rows.count_E.cumsum(0).to(torch.int32)
     h_NG = torch._grouped_mm(x_TD[rows.tok_N], weights.w1_EGD.transpose(1, 2), offs=ends)
     y_NO = _Contiguous.apply(torch._grouped_mm(weights.act.forward(h_NG), weights.w2_EFO, offs=ends))
     weighted = y_NO.float() * routing.gate_N[rows.order_N][:, None]
     return weighted.new_zeros(len(x_TD), y_NO.shape[1]).index_add(0, rows.tok_N, weighted).to(x_TD.dtype)
+
+
+class _GroupedOnCPU(torch.autograd.Function):
+    """The same with one pass where autograd makes several, and the gathered rows gathered again for backward."""
+
+    @staticmethod
+    def forward(ctx, x_TD, gate_N, w1_EGD, w2_EFO, rows, routing, act):
+        ends = rows.count_E.cumsum(0).to(torch.int32)
+        h_NG = torch._grouped_mm(x_TD.index_select(0, rows.tok_N), w1_EGD.transpose(1, 2), offs=ends)
+        y_NO = torch._grouped_mm(act.forward(h_NG), w2_EFO, offs=ends)
+        ctx.save_for_backward(x_TD, gate_N, w1_EGD, w2_EFO, h_NG, rows.tok_N, rows.order_N, rows.place_N, ends)
+        ctx.of_tokens, ctx.act = (routing.num_tokens, routing.K, routing.tok_N), act
+        return sum_pairs(y_NO, rows.place_N, gate_N, *ctx.of_tokens)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_TO):
+        x_TD, gate_N, w1_EGD, w2_EFO, h_NG, tok_N, order_N, place_N, ends = ctx.saved_tensors
+        need_x, _, need_w1, need_w2 = ctx.needs_input_grad[:4]
+        gate_N1 = gate_N[order_N].to(x_TD.dtype)[:, None]
+        grad_y = grad_TO.contiguous().index_select(0, tok_N)
+        grad_a = torch._grouped_mm(grad_y, w2_EFO.transpose(1, 2), offs=ends)
+        grad_h, a = ctx.act.backward(h_NG, grad_a * gate_N1)
+        grad_gate = grad_a.mul_(a).sum(-1).to(gate_N.dtype)[place_N]
+        grad_w2 = torch._grouped_mm(a.mul_(gate_N1).T, grad_y, offs=ends) if need_w2 else None
+        grad_w1 = torch._grouped_mm(grad_h.T, x_TD.index_select(0, tok_N), offs=ends) if need_w1 else None
+        grad_x = None
+        if need_x:
+            grad_x = sum_pairs(torch._grouped_mm(grad_h, w1_EGD, offs=ends), place_N, None, *ctx.of_tokens)
+        return grad_x, grad_gate, grad_w1, grad_w2, None, None, None
 
 
 class _Contiguous(torch.autograd.Function):
@@ -183,14 +229,9 @@ def executor(name: str, x_TD: Tensor, routing: Routing, weights: Weights) -> Exe
 
     Raises: ShapeError, ConfigError (mixed dtypes), UnknownNameError.
     """
-    num_experts, _, dim = weights.w1_EGD.shape
-    if x_TD.ndim != 2 or x_TD.shape[1] != dim:
-        raise ShapeError("x", got=tuple(x_TD.shape), expected=("T", dim))
-    if routing.num_experts != num_experts:
-        raise ShapeError("routing.count_E", got=(routing.num_experts,), expected=(num_experts,))
-    if not x_TD.dtype == weights.w1_EGD.dtype == weights.w2_EFO.dtype:
-        got = f"{x_TD.dtype}, {weights.w1_EGD.dtype}, {weights.w2_EFO.dtype}"
-        raise ConfigError("x, w1, w2", got=got, expected="one dtype")
+    check(x_TD, weights)
+    if routing.num_experts != len(weights.w1_EGD):
+        raise ShapeError("routing.count_E", got=(routing.num_experts,), expected=(len(weights.w1_EGD),))
     if name != "auto":
         if name not in EXECUTORS:
             raise UnknownNameError("executor", name, EXECUTORS)
@@ -198,6 +239,18 @@ def executor(name: str, x_TD: Tensor, routing: Routing, weights: Weights) -> Exe
     if x_TD.device.type == "cpu":
         return sorted_loop
     return grouped if _grouped_fits(weights) else padded
+
+
+def check(x_TD: Tensor, weights: Weights) -> None:
+    """Raise ShapeError or ConfigError unless these experts can read x; called before the router does any work."""
+    dim = weights.w1_EGD.shape[2]
+    if x_TD.ndim != 2 or x_TD.shape[1] != dim:
+        raise ShapeError("x", got=tuple(x_TD.shape), expected=("T", dim))
+    if not x_TD.dtype == weights.w1_EGD.dtype == weights.w2_EFO.dtype:
+        got = f"{x_TD.dtype}, {weights.w1_EGD.dtype}, {weights.w2_EFO.dtype}"
+        raise ConfigError(
+            "x, w1, w2", got=got, expected="one dtype", hint="Convert the layer or its input, or use autocast."
+        )
 
 
 def _grouped_fits(weights: Weights) -> bool:

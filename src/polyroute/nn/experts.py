@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from polyroute.errors import ConfigError
 from polyroute.nn.activations import activation
-from polyroute.nn.dispatch import Weights, executor
+from polyroute.nn.dispatch import Weights, check, executor
 from polyroute.nn.routing import Routing, TokenContext
 
 
@@ -37,8 +37,22 @@ class Experts(nn.Module):
 
     def forward(self, x_TD: Tensor, routing: Routing, choose: str = "auto") -> Tensor:
         """y [T, O]: each token's gated sum over its experts. choose: the executor, or "auto"."""
-        weights = Weights(self.w1_EGD.to(x_TD.dtype), self.w2_EFO.to(x_TD.dtype), self.act)
-        return executor(choose, x_TD, routing, weights)(x_TD, routing, weights)
+        x_TD, weights = self.cast(x_TD)
+        with torch.autocast(x_TD.device.type, enabled=False):
+            return executor(choose, x_TD, routing, weights)(x_TD, routing, weights)
+
+    def cast(self, x_TD: Tensor) -> tuple[Tensor, Weights]:
+        """x and the weights in autocast's dtype where that is on, otherwise as they are."""
+        weights = self.weights()
+        if not torch.is_autocast_enabled(x_TD.device.type):
+            return x_TD, weights
+        dtype = torch.get_autocast_dtype(x_TD.device.type)
+        return x_TD.to(dtype), Weights(weights.w1_EGD.to(dtype), weights.w2_EFO.to(dtype), self.act)
+
+    def check(self, x_TD: Tensor) -> None:
+        """Raise ShapeError or ConfigError when these experts cannot read x."""
+        if not torch.is_autocast_enabled(x_TD.device.type):
+            check(x_TD, self.weights())
 
     def extra_repr(self) -> str:
         e, _, d = self.w1_EGD.shape

@@ -172,6 +172,8 @@ class MoE(nn.Module):
         if x.ndim not in (2, 3) or x.shape[-1] != self.dim:
             raise ShapeError("x", got=tuple(x.shape), expected=("B", "L", self.dim))
         ctx = self._context(x, context)
+        if hasattr(self.pool, "check"):
+            self.pool.check(ctx.x_TD)
         routing = self.routing = self.router(ctx)
         y_TO = self.pool(ctx.x_TD, routing, self.executor)
         if self.shared is not None:
@@ -180,7 +182,7 @@ class MoE(nn.Module):
             for part in (*self.aux, *self.taps):
                 if hasattr(part, "observe"):
                     part.observe(routing, ctx)
-        return y_TO.reshape(*x.shape[:-1], -1)
+        return y_TO.reshape(*x.shape[:-1], y_TO.shape[-1])
 
     def _context(self, x: Tensor, context: TokenContext | None) -> TokenContext:
         x_TD = x.reshape(-1, self.dim)

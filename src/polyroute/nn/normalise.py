@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -96,6 +97,9 @@ class _Noise(nn.Module):
         self.std = std
         self.weight = nn.Parameter(torch.zeros(num_experts, dim)) if learned else None
         self.clean_TE = self.noisy_TE = self.std_TE = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"clean_TE": None, "noisy_TE": None, "std_TE": None}  # copies start afresh
 
     def forward(self, z_TE: Tensor, ctx: TokenContext, r_TR: Tensor) -> Tensor:
         if not ctx.training:

@@ -1,0 +1,67 @@
+"""docs/results/expert.md, from a run of bench_moe and the rows of docs/systems.toml."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+SYSTEMS = Path(__file__).resolve().parent.parent / "docs" / "systems.toml"
+TARGETS = "targets: never slower than transformers' best backend, geometric mean 1.2; of the limit at T = 8,192: \
+1.15 up to E = 16, 1.35 at 32, 1.5 at 64; router below 10 %; memory at most 1.2 of the dense layer's"
+
+
+def page(result: Mapping[str, Any]) -> str:
+    """The page as text."""
+    return "\n".join([*_head(result), *_speed(result), *_rest(result), *_proofs()]) + "\n"
+
+
+def _head(result: Mapping[str, Any]) -> Iterator[str]:
+    facts = result["machine"]
+    yield "# Expert scale: results"
+    yield ""
+    yield "Written by `make bench-moe` (speed) and from `docs/systems.toml` (proofs, `polyroute prove ID --seed 0`)."
+    yield f"Machine: {facts['cpu']}, {facts['cores']} cores, {facts['threads']} threads, torch {facts['torch']},"
+    yield f"load {facts['load']}, stolen {facts['steal']} %. Every figure is a ratio within one run."
+    yield ""
+
+
+def _speed(result: Mapping[str, Any]) -> Iterator[str]:
+    yield "## Speed, forward + backward"
+    yield ""
+    yield f"Geometric mean over transformers' best backend of each cell: **{result['geomean_speedup_fwd_bwd']}**"
+    yield f"(forward alone {result['geomean_speedup_fwd']}); the least of all cells: {result['least_speedup_fwd_bwd']}."
+    yield f"({TARGETS}.)"
+    yield ""
+    yield "| T | D | F | E | K | limit, ms | polyroute, ms | best of transformers, ms | naive, ms | of the limit |"
+    yield "|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
+    for r in result["rows"]:
+        ms = {name: pair[1] for name, pair in r["ms"].items()}
+        theirs = min(ms["grouped_mm"], ms["eager"])
+        cell = f"| {r['tokens']:,} | {r['dim']} | {r['width']} | {r['experts']} | {r['k']} "
+        yield f"{cell}| {ms['limit']} | {ms['polyroute']} | {theirs} | {ms['naive']} | {r['of_limit'][1]} |"
+    yield ""
+
+
+def _rest(result: Mapping[str, Any]) -> Iterator[str]:
+    yield "| E | of the limit at T = 8,192, geometric mean | worst cell |"
+    yield "|---:|---:|---:|"
+    for e, mean in result["geomean_of_limit_fwd_bwd"].items():
+        yield f"| {e} | {mean} | {result['worst_of_limit_fwd_bwd'][e]} |"
+    yield ""
+    yield f"Largest share of the router: {100 * result['largest_router_share']:.1f} %. Largest peak memory over the"
+    yield f"dense layer's, weight gradients left out: {result['largest_memory_ratio']}. Time of a product-key router"
+    yield f"over the number of experts: log-log slope {result['product_key_slope']} (0.5: square root)."
+    yield ""
+
+
+def _proofs() -> Iterator[str]:
+    rows = tomllib.loads(SYSTEMS.read_text(encoding="utf-8"))["system"]
+    yield "## Proofs"
+    yield ""
+    yield "| id | system | status | figures |"
+    yield "|---:|---|---|---|"
+    for row in rows:
+        if row["scale"] == "expert":
+            yield f"| {row['id']} | {row['name']} | {row['status']} | {row.get('figures', '')} |"

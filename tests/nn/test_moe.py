@@ -1,0 +1,207 @@
+"""The layer as a whole: bad input, dtypes, what a training loop does to it."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from torch.utils.checkpoint import checkpoint  # noqa: E402
+
+from polyroute.errors import ConfigError, ShapeError, UnknownNameError  # noqa: E402
+from polyroute.nn.experts import Experts, FeedForward  # noqa: E402
+from polyroute.nn.gates import Raw  # noqa: E402
+from polyroute.nn.inputs import PreAttention, Recurrent, TokenStream  # noqa: E402
+from polyroute.nn.losses import LBL, Entropy  # noqa: E402
+from polyroute.nn.moe import MoE, aux_losses, end_step, layers, routings  # noqa: E402
+from polyroute.nn.normalise import CandidateMask, Noise, SelectionBias, Sigmoid  # noqa: E402
+from polyroute.nn.routing import TokenContext  # noqa: E402
+from polyroute.nn.scorers import MLP, Cosine, ProductKeys  # noqa: E402
+from polyroute.nn.selection import Capacity, ExpertChoice, GroupTopK, TopK, TopP  # noqa: E402
+
+pytestmark = pytest.mark.torch
+
+
+def test_the_layer_of_the_front_page() -> None:
+    torch.manual_seed(0)
+    moe = MoE(16, 8, 6, select=TopP(0.4), aux=[LBL(0.01, "global"), Entropy(1e-4)])
+    y = moe(torch.randn(2, 5, 16))
+    assert y.shape == (2, 5, 16)
+    assert set(aux_losses(moe)) == {"load_balance", "entropy"}
+    (y.square().mean() + sum(aux_losses(moe).values())).backward()
+    assert all(p.grad is not None and bool(torch.isfinite(p.grad).all()) for p in moe.parameters())
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "match"),
+    [
+        (lambda: MoE(8, 4, 4, select=TopK(5)), ConfigError, r"select.k: expected 1 to 4"),
+        (lambda: MoE(8, 4, 4, select=TopK(0)), ConfigError, r"select.k"),
+        (lambda: MoE(8, 4, 4, select=TopK(2, on="x")), ConfigError, r"select.on"),
+        (lambda: MoE(8, 4, 4, select=TopP(0.0)), ConfigError, r"select.p"),
+        (lambda: MoE(8, 4, 4, select=ExpertChoice(0.0)), ConfigError, r"select.capacity"),
+        (lambda: MoE(8, 4, 4, select=Capacity(TopK(1), 0.0), gate=Raw()), ConfigError, r"select.factor"),
+        (lambda: MoE(8, 4, 4, select=GroupTopK(2, 3, 1)), ConfigError, r"select.num_groups"),
+        (lambda: MoE(8, 4, 0), ConfigError, r"num_experts"),
+        (lambda: MoE(8, 0, 4), ConfigError, r"width"),
+        (lambda: MoE(8, 4, 4, act="tanhh"), UnknownNameError, r"activation 'tanhh'"),
+        (lambda: MoE(8, 4, 4, pool=Experts(8, 4, 3)), ConfigError, r"pool: expected 4 experts"),
+        (lambda: MoE(8, 4, 4, scorer=ProductKeys(3, 2)), ConfigError, r"rows x columns = 4"),
+        (lambda: MoE(8, 4, 4, scorer=Cosine(temperature=0.0)), ConfigError, r"temperature"),
+        (lambda: MoE(8, 4, 4, scorer=MLP(activation="x")), ConfigError, r"scorer.activation"),
+        (lambda: MoE(8, 4, 4, mods=[CandidateMask((0, 9), 0, 1)]), ConfigError, r"mask.local"),
+        (lambda: Recurrent(torch.nn.GRUCell(3, 4)), ConfigError, r"cell"),
+    ],
+)
+def test_a_wrong_configuration_is_refused_when_it_is_built(make: Any, error: type, match: str) -> None:
+    with pytest.raises(error, match=match):
+        make()
+
+
+def test_a_wrong_shape_names_the_argument_before_any_work() -> None:
+    moe = MoE(8, 4, 4)
+    with pytest.raises(ShapeError, match=r"x: expected shape \('B', 'L', 8\), got \(2, 3, 7\)"):
+        moe(torch.zeros(2, 3, 7))
+    with pytest.raises(ShapeError, match=r"context.valid_T"):
+        moe(torch.zeros(2, 3, 8), context=TokenContext(torch.zeros(6, 8), (2, 3), valid_T=torch.ones(5).bool()))
+    with pytest.raises(ShapeError, match=r"context.shape"):
+        moe(torch.zeros(2, 3, 8), context=TokenContext(torch.zeros(6, 8), (2, 4)))
+    assert moe.routing is None
+
+
+def test_mixed_dtypes_are_refused_before_any_work() -> None:
+    moe = MoE(8, 4, 4)
+    with pytest.raises(ConfigError, match=r"expected one dtype, got 'torch.bfloat16, torch.float32"):
+        moe(torch.zeros(2, 3, 8, dtype=torch.bfloat16))
+    assert moe.routing is None
+
+
+def test_missing_inputs_say_what_to_pass() -> None:
+    with pytest.raises(ConfigError, match=r"context.pre_attention_TD"):
+        MoE(8, 4, 4, inp=PreAttention())(torch.zeros(2, 3, 8))
+    net = torch.nn.Embedding(5, 6)
+    net.width = 6
+    with pytest.raises(ConfigError, match=r"context.token_ids_T"):
+        MoE(8, 4, 4, inp=TokenStream(net))(torch.zeros(2, 3, 8))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_are_refused(bad: float) -> None:
+    moe = MoE(8, 4, 4)
+    x = torch.zeros(1, 3, 8)
+    x[0, 1, 2] = bad
+    with pytest.raises(ConfigError, match=r"logits: expected finite numbers"):
+        moe(x)
+
+
+def test_an_unknown_executor_names_the_known_ones() -> None:
+    with pytest.raises(UnknownNameError, match=r"sorted_loop"):
+        MoE(8, 4, 4, executor="sorted")(torch.zeros(1, 3, 8))
+
+
+@pytest.mark.parametrize("select", [TopK(2), TopP(0.5), ExpertChoice(2.0), Capacity(TopK(2), 1.0)], ids=str)
+@pytest.mark.parametrize("name", ["dense", "sorted_loop", "grouped", "padded"])
+def test_an_empty_batch_gives_an_empty_answer(select: Any, name: str) -> None:
+    moe = MoE(16, 8, 4, select=select, gate=Raw(), executor=name, aux=[LBL()])
+    x = torch.zeros(0, 5, 16, requires_grad=True)
+    y = moe(x)
+    assert y.shape == (0, 5, 16)
+    (y.sum() + sum(aux_losses(moe).values())).backward()
+    assert x.grad.shape == x.shape
+
+
+def test_autocast_runs_the_experts_in_bf16_and_the_router_in_fp32() -> None:
+    torch.manual_seed(0)
+    moe = MoE(16, 8, 4)
+    x = torch.randn(2, 5, 16, requires_grad=True)
+    exact = moe(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = moe(x)
+    assert y.dtype == torch.bfloat16
+    assert moe.routing.logits_TE.dtype == moe.routing.gate_N.dtype == torch.float32
+    torch.testing.assert_close(y.float(), exact, atol=0.05 * exact.detach().abs().max().item(), rtol=0.05)
+    y.float().sum().backward()
+    assert moe.pool.w1_EGD.grad.dtype == torch.float32
+
+
+def test_shared_experts_are_added_and_padding_gets_them_too() -> None:
+    torch.manual_seed(0)
+    moe = MoE(8, 4, 4, shared=6)
+    x = torch.randn(1, 5, 8)
+    y, shared = moe(x), moe.shared(x)
+    moe.shared = None
+    torch.testing.assert_close(y, moe(x) + shared)
+    assert isinstance(FeedForward(8, 6)(x), torch.Tensor)
+
+
+def test_a_pool_shared_by_layers_counts_once() -> None:
+    pool = Experts(8, 4, 6)
+    model = torch.nn.ModuleList(MoE(8, 4, 6, pool=pool) for _ in range(3))
+    names = [name for name, _ in model.named_parameters() if "pool" in name]
+    assert len(names) == 2
+    assert len(layers(model)) == 3
+
+
+def test_recomputation_counts_nothing_twice() -> None:
+    torch.manual_seed(0)
+    counts = []
+    for recompute in (False, True):
+        torch.manual_seed(1)
+        moe = MoE(8, 4, 4, norm=Sigmoid(), mods=[SelectionBias()]).train()
+        x = torch.randn(2, 5, 8, requires_grad=True)
+        y = checkpoint(moe, x, use_reentrant=False) if recompute else moe(x)
+        y.sum().backward()
+        counts.append(moe.router.mods[0].load_E.clone())
+        assert counts[-1].sum() == 20
+    assert torch.equal(*counts)
+
+
+def test_the_bias_of_busy_experts_falls_once_a_step() -> None:
+    torch.manual_seed(0)
+    moe = MoE(8, 4, 4, norm=Sigmoid(), mods=[SelectionBias(rate=0.01)]).train()
+    moe(torch.randn(4, 8, 8))
+    count = moe.routing.count_E
+    end_step(moe)
+    bias = moe.router.mods[0].bias_E
+    assert bias[count.argmax()] < bias[count.argmin()]
+    assert bias.sum().abs() < 1e-6
+    assert moe.router.mods[0].load_E.sum() == 0
+    moe.eval()(torch.randn(4, 8, 8))
+    assert moe.router.mods[0].load_E.sum() == 0
+    assert moe.step == 1
+    again = MoE(8, 4, 4, norm=Sigmoid(), mods=[SelectionBias(rate=0.01)])
+    again.load_state_dict(moe.state_dict())
+    assert again.step == 1
+    assert torch.equal(again.router.mods[0].bias_E, bias)
+
+
+def test_a_layer_can_be_copied_after_a_training_pass() -> None:
+    moe = MoE(8, 4, 4, mods=[Noise(learned=True)]).train()
+    x = torch.randn(1, 5, 8)
+    moe(x).sum().backward()
+    twin = copy.deepcopy(moe).eval()
+    assert torch.equal(twin(x), moe.eval()(x))
+
+
+def test_every_layer_says_what_it_decided() -> None:
+    model = torch.nn.Sequential(MoE(8, 4, 4), MoE(8, 4, 5))
+    assert routings(model) == {}
+    model(torch.randn(1, 6, 8))
+    assert {name: routing.num_experts for name, routing in routings(model).items()} == {"0": 4, "1": 5}
+    routing = routings(model)["1"]
+    assert routing.gates_TE().sum(-1).allclose(torch.ones(6))
+    assert routing.mask_TE().sum() == routing.count_E.sum() == 12
+
+
+def test_the_same_seed_gives_the_same_bits() -> None:
+    def run() -> torch.Tensor:
+        torch.manual_seed(3)
+        moe = MoE(16, 8, 8, mods=[Noise()]).train()
+        x = torch.randn(2, 16, 16, requires_grad=True)
+        moe(x).square().sum().backward()
+        return x.grad
+
+    assert torch.equal(run(), run())
