@@ -53,7 +53,7 @@ def test_the_share_holds_whatever_the_unit_and_after_a_drift(share):
     policy = UploadPolicy(share)
     sent = np.array([policy.decide(u, rng) for u in stream])
     assert sent.mean() == pytest.approx(share, abs=0.015)
-    assert sent[3000:3040].mean() > 2 * share  # right after the change more goes up
+    assert sent[3000:3020].mean() > 2 * share  # right after the change more goes up
     high = stream[:3000] > np.quantile(stream[:3000], 0.7)
     assert sent[:3000][high].mean() > 2 * sent[:3000][~high].mean()
 
@@ -67,3 +67,13 @@ def test_no_share_and_all_of_it():
         UploadPolicy(1.5)
     with pytest.raises(ConfigError, match="rate"):
         UploadPolicy(rate=0)
+    with pytest.raises(ConfigError, match="settle"):
+        UploadPolicy(settle=0)
+
+
+def test_the_share_of_the_whole_stream_holds_while_uncertainty_keeps_rising():
+    rng = np.random.default_rng(8)
+    policy = UploadPolicy(0.1)
+    sent = [policy.decide(i / 300 + rng.random(), rng) for i in range(1500)]
+    assert np.mean(sent) == pytest.approx(0.1, abs=0.01)
+    assert policy.sent == sum(sent)

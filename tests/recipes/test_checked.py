@@ -10,7 +10,7 @@ from polyroute.errors import ConfigError
 from polyroute.flows.cascade import run
 from polyroute.policies.escalate import UploadPolicy
 from polyroute.recipes.avr import avr
-from polyroute.recipes.edge_cloud import device, doubt_of, stream
+from polyroute.recipes.edge_cloud import Usefulness, device, doubt_of, stream
 from polyroute.recipes.faithful import BLOCKED, at_depth, grounded, settled, supported_share
 from polyroute.recipes.palace import audit_features, directions, palace
 from polyroute.signals.grounding import Depth, GroundingVerifier
@@ -94,3 +94,32 @@ def test_uploads_teach_the_device():
         assert step.uploaded.mean() == pytest.approx(share, abs=0.05)
     assert quality[0.3] > quality[0.0] + 0.03
     assert doubt_of(np.array([0.5, 0.5]), np.array([0.1, 0.1])) > doubt_of(np.array([0.9, 0.1]), np.array([0.1, 0.1]))
+
+
+def test_usefulness_is_the_drop_of_the_posterior_variance_of_recent_queries():
+    rng = np.random.default_rng(5)
+    first, x, seen = rng.normal(size=(30, 4)), rng.normal(size=4), rng.normal(size=(3, 4))
+    unit = lambda rows: rows / np.linalg.norm(rows, axis=-1, keepdims=True)  # noqa: E731
+    useful = Usefulness(first, l2=2.0, recent=3)
+    for row in seen:
+        useful(row)
+    before = unit(first).T @ unit(first) + 2.0 * np.eye(4)
+    after = before + np.outer(unit(x), unit(x))
+    now = unit(np.vstack([seen[1:], x]))  # the oldest is forgotten
+    drop = np.einsum("nd,de,ne->n", now, np.linalg.inv(before) - np.linalg.inv(after), now).mean()
+    worth = useful(x)
+    assert worth == pytest.approx(drop, rel=1e-4)
+    useful.sent(x)
+    np.testing.assert_allclose(useful.covariance, np.linalg.inv(after), rtol=1e-4)
+
+
+def test_useful_uploads_teach_the_device_too():
+    table = synthetic_outcomes(900, 4, rng=np.random.default_rng(3)).outcomes
+    topic = table.labels["dataset"] == "topic-0"
+    first, later = table.take(np.flatnonzero(topic)), table.take(np.flatnonzero(~topic))
+    useful = Usefulness(np.array([query.embedding for query in first.queries]))
+    step = stream(device().fit(first), later, UploadPolicy(0.3), np.random.default_rng(0), useful=useful)
+    assert step.uploaded.mean() == pytest.approx(0.3, abs=0.02)
+    alone = stream(device().fit(first), later, UploadPolicy(0.0), np.random.default_rng(0))
+    quality = later.values["quality"][np.arange(len(later))[:, None], np.c_[step.choice, alone.choice]].mean(axis=0)
+    assert quality[0] > quality[1] + 0.03

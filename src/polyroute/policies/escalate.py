@@ -59,22 +59,26 @@ class UploadPolicy:
     """Escalate the most uncertain of a stream, at a given share of it, without knowing how uncertain it will get.
 
     A threshold follows the quantile: it rises with each escalation and falls otherwise, so that the share holds after
-    any drift; right after one, more goes up. `explore` of the share is drawn at random, since a learner that sees
-    outliers only is biased to them. rate: of the threshold, in units of the mean distance of uncertainties from it.
+    any drift; right after one, more goes up. What went up beyond the share (or is missing from it) is taken off the aim
+    of the next `settle`, so that the share of the whole stream holds and not only that of a calm one. `explore` of the
+    share is drawn at random, since a learner that sees outliers only is biased to them. rate: of the threshold, in
+    units of the mean distance of uncertainties from it.
     Source: online quantile tracking by stochastic gradient (Gibbs and Candes 2021, arXiv:2106.00170, for its use
     under drift); uncertainty-guided sampling after U-VPA.
     """
 
-    def __init__(self, share: float = 0.1, rate: float = 0.5, explore: float = 0.2):
+    def __init__(self, share: float = 0.1, rate: float = 0.5, explore: float = 0.2, settle: int = 100):
         for name, value in (("share", share), ("explore", explore)):
             if not 0 <= value <= 1:
                 raise ConfigError(name, got=value, expected="a share in 0..1")
         if not rate > 0:
             raise ConfigError("rate", got=rate, expected="a step above 0")
-        self.share, self.rate, self.explore = share, rate, explore
+        if settle < 1:
+            raise ConfigError("settle", got=settle, expected="a number of decisions, 1 or more")
+        self.share, self.rate, self.explore, self.settle = share, rate, explore, settle
         self.threshold: float | None = None
         self.spread = 0.0  # running mean distance from the threshold
-        self.seen = 0
+        self.seen, self.sent = 0, 0
 
     def decide(self, uncertainty: float, rng: Rng) -> bool:
         """Whether to escalate this one. uncertainty: any unit, larger is less sure."""
@@ -85,6 +89,8 @@ class UploadPolicy:
         high = uncertainty > self.threshold
         weight = max(1 / self.seen, 0.02)
         self.spread += weight * (abs(uncertainty - self.threshold) - self.spread)
-        self.threshold += self.rate * self.spread * (float(high) - aimed)
+        owed = (self.share * self.seen - self.sent) / self.settle
+        self.threshold += self.rate * self.spread * (float(high) - min(max(aimed + owed, 0.0), 1.0))
         lucky = rng.random() < (self.share - aimed) / max(1 - aimed, 1e-9)
+        self.sent += int(high or lucky)
         return bool(high or lucky)

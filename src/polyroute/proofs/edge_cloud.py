@@ -1,15 +1,23 @@
 """Proof of system 103, cloud and device: what is uncertain is worth sending up when tasks change.
 
-Written before the first run below seed 100; developed on seeds 100 and 200 to 202. Data: RouterDC's seven models, train
-and valid. The device is fitted on 800 MMLU queries; then come 300 more of MMLU, 500 of GSM8K and MATH, 400 of MBPP and
-HumanEval. It picks the model with the highest predicted quality; 5 or 10 % of the stream may be sent up and comes back
-with every model's score. Uncertain is what has much posterior spread for little margin between the two best models.
+Second version. The first (developed on seeds 100 to 119 and 200 to 202, never run at a final seed) sent up what has
+much posterior spread for little margin, and lost to random uploads: the most uncertain queries are outliers, whose
+outcomes tell nothing about the others; and the share was up to 1.5 points off. Changed: what is sent up is what lowers
+the posterior variance over the last 100 queries most (V-optimal design), counted as known when it is sent; and the
+policy makes good what went up beyond its share. Chosen on seeds 200 to 207, where spread alone lost 13 to 16 %, spread
+over margin went from -1 to 11 %, and this, while more than the share still went up, saved 15 to 25 %. At seed 210 the
+share holds and (1) does not (6.5 % [-4.4, 17.4]), so no final seed was run: ten streams are too few. The claims, the
+baseline, the margins and the falsifier are the first's.
+
+Data: RouterDC's seven models, train and valid. The device is fitted on 800 MMLU queries; then come 300 more of MMLU,
+500 of GSM8K and MATH, 400 of MBPP and HumanEval. It picks the model with the highest predicted quality; 5 or 10 % of
+the stream may be sent up and comes back with every model's score.
 Claimed: (1) after the first change, regret (to the best single model of each task, in hindsight) is lower than with
-random uploads at the same share, mean of both shares. A saving of 10 %, as the specification hopes, was dropped while
-developing: it came at a share of 10 %, hardly anything did at 5 %;
+random uploads at the same share, mean of both shares. The saving of 10 % that the specification hopes for is shown in
+the figures and not claimed, as in the first version;
 (2) the share sent is within 1 point of the target over the stream; (3) without uploads regret is higher than with
 either kind.
-Baseline: random uploads, same share and updates. Falsifier: on a stream of MMLU alone, without drift, uncertainty
+Baseline: random uploads, same share and updates. Falsifier: on a stream of MMLU alone, without drift, usefulness
 must not show (1).
 """
 
@@ -20,7 +28,8 @@ import numpy as np
 from polyroute.policies.escalate import UploadPolicy
 from polyroute.proofs.proof import Effect, Proof, effect_over_seeds
 from polyroute.proofs.tables import full_table
-from polyroute.recipes.edge_cloud import device, stream
+from polyroute.recipes.edge_cloud import Usefulness, device, stream
+from polyroute.routers.rows import embeddings
 from polyroute.types import Array, Outcomes
 
 SHARES = (0.05, 0.1)
@@ -58,14 +67,18 @@ def one_seed(outcomes: Outcomes, seed: int) -> dict[str, float]:
         "still": outcomes.take(drawn(outcomes, ("mmlu",), sum(map(len, parts)), rng, first)),
     }
     found: dict[str, float] = {"sent off target": 0.0}
+
+    def useful() -> Usefulness:
+        return Usefulness(embeddings(outcomes.take(first).queries))
+
     for world, table in tasks.items():
-        for name, by_uncertainty in (("uncertain", True), ("random", False)):
+        for name, by_chance in (("useful", False), ("random", True)):
             values = []
             for share in SHARES:
                 step = stream(device().fit(outcomes.take(first)), table, UploadPolicy(share),
-                              np.random.default_rng(seed), by_uncertainty=by_uncertainty)  # fmt: skip
+                              np.random.default_rng(seed), useful=useful(), by_chance=by_chance)  # fmt: skip
                 values.append(regret(table, step.choice)[start:].mean())
-                if by_uncertainty and world == "drift":
+                if not by_chance and world == "drift":
                     found["sent off target"] = max(found["sent off target"], abs(100 * (step.uploaded.mean() - share)))
             found[f"{name}, {world}"] = 100 * float(np.mean(values))
         alone = stream(device().fit(outcomes.take(first)), table, UploadPolicy(0.0), np.random.default_rng(seed))
@@ -80,15 +93,16 @@ def prove(seed: int) -> Proof:
     found = [one_seed(outcomes, s) for s in seeds]
 
     def saved(world: str) -> list[float]:
-        return [100 * (1 - f[f"uncertain, {world}"] / f[f"random, {world}"]) for f in found]
+        return [100 * (1 - f[f"useful, {world}"] / f[f"random, {world}"]) for f in found]
 
     off = -max(f["sent off target"] for f in found)
-    none = [f["none, drift"] - max(f["uncertain, drift"], f["random, drift"]) for f in found]
+    none = [f["none, drift"] - max(f["useful, drift"], f["random, drift"]) for f in found]
     names = [name for name in found[0] if "," in name]
     return Proof(
         id=103,
         name="cloud-device (U-VPA)",
-        claim="uploads of the most uncertain cut regret after a change of tasks more than random ones (RouterDC)",
+        claim="uploads that tell most about recent queries cut regret after a change of tasks more than random ones "
+        "(RouterDC)",
         baseline="random uploads at the same share, taken in the same way",
         effects=[
             effect_over_seeds("regret after the change, below random uploads", saved("drift"), "percent"),
@@ -100,4 +114,5 @@ def prove(seed: int) -> Proof:
         seeds=list(seeds),
         rows=[{"uploads": name, "regret, points": float(np.mean([f[name] for f in found]))} for name in names],
         figures={name: float(np.mean([f[name] for f in found])) for name in found[0]},
+        notes="Second version: the first sent up what was most uncertain, and lost to chance.",
     )  # fmt: skip

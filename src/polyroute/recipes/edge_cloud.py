@@ -1,18 +1,21 @@
 """System 103, cloud and device: keep what the device is sure of, send the rest up, learn from what comes back.
 
-Parts: policies/escalate (`UploadPolicy`), routers/linear (a ridge whose posterior says how far off a query is, updated
-exactly). The paper adapts visual prompts by a teacher in the cloud; here the delta that comes back is the outcomes of
-what was sent, in batches, and the device's ridge takes them in.
+Parts: policies/escalate (`UploadPolicy`), routers/linear (a ridge, updated exactly). What is worth sending up is what
+would make the device surer of its recent queries (V-optimal design, `Usefulness`), and not what it is least sure of:
+that is an outlier, which tells nothing about the others. The paper adapts visual prompts by a teacher in the cloud;
+here the delta that comes back is the outcomes of what was sent, in batches, and the device's ridge takes them in.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from typing import NamedTuple
 
 import numpy as np
 
 from polyroute.policies.escalate import UploadPolicy
 from polyroute.routers.linear import Linear
+from polyroute.routers.rows import embeddings, unit_rows
 from polyroute.types import Array, Outcomes, Rng
 
 SMALL = 0.02  # quality; a margin below it is none
@@ -39,23 +42,60 @@ def doubt_of(mean: Array, std: Array) -> float:
     return float(np.mean(std) / (two[-1] - two[0] + SMALL))
 
 
+class Usefulness:
+    """How much knowing a query's outcome would lower the device's doubt about the queries it sees now.
+
+    The mean reduction of a ridge's posterior variance over the last `recent` queries, were this one observed:
+    mean over z of (z' V x)^2 / (1 + x' V x), V the posterior covariance in units of the noise. The same for all
+    candidates, since each would be observed.
+    """
+
+    def __init__(self, first: Array, l2: float = 3.0, recent: int = 100):
+        """first: [n, d] embeddings of what the device was fitted on."""
+        x = unit_rows(first).astype(float)
+        self.covariance = np.linalg.inv(x.T @ x + l2 * np.eye(x.shape[1]))
+        self.recent: deque[Array] = deque(maxlen=recent)
+
+    def __call__(self, embedding: Array) -> float:
+        """Of the next query, which is remembered. embedding: [d]."""
+        x = unit_rows(embedding[None])[0].astype(float)
+        self.recent.append(x)
+        vx = self.covariance @ x
+        return float(np.mean((np.array(self.recent) @ vx) ** 2) / (1 + x @ vx))
+
+    def sent(self, embedding: Array) -> None:
+        """Count a query as observed, before its outcomes are back: another one like it is worth less at once."""
+        x = unit_rows(embedding[None])[0].astype(float)
+        vx = self.covariance @ x
+        self.covariance -= np.outer(vx, vx) / (1 + x @ vx)
+
+
 def stream(
-    learner: Linear, tasks: Outcomes, policy: UploadPolicy, rng: Rng, batch: int = 8, by_uncertainty: bool = True
+    learner: Linear,
+    tasks: Outcomes,
+    policy: UploadPolicy,
+    rng: Rng,
+    batch: int = 8,
+    useful: Usefulness | None = None,
+    by_chance: bool = False,
 ) -> Step:
     """Run a fitted device over a stream; the outcomes of what it sends up come back every `batch` uploads.
 
-    tasks: every model's outcome for each query, read only for those uploaded. by_uncertainty: False escalates at
-    random with the same policy and share, for comparison.
+    tasks: every model's outcome for each query, read only for those uploaded. useful: how uploads are chosen; None:
+    by doubt of the choice (`doubt_of`). by_chance: at random by the same policy and share, for comparison.
     """
     n = len(tasks)
     choice, uploaded, waiting = np.zeros(n, np.intp), np.zeros(n, bool), []
+    x = embeddings(tasks.queries)
     for i in range(n):
         mean, std = learner.predict(tasks.queries[i : i + 1], tasks.pool)["quality"]
         choice[i] = int(mean[0].argmax())
-        doubt = doubt_of(mean[0], np.asarray(std)[0]) if by_uncertainty else float(rng.random())
-        if policy.decide(doubt, rng):
+        doubt = doubt_of(mean[0], np.asarray(std)[0]) if useful is None else useful(x[i])
+        if policy.decide(float(rng.random()) if by_chance else doubt, rng):
             uploaded[i] = True
             waiting.append(i)
+            if useful is not None:
+                useful.sent(x[i])
         if len(waiting) == batch:
             learner.update(tasks.take(np.array(waiting)))
             waiting.clear()
