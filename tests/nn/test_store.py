@@ -40,6 +40,7 @@ from polyroute.nn.scorers import MLP, Cosine, Linear, ProductKeys  # noqa: E402
 from polyroute.nn.selection import Capacity, ExpertChoice, GroupTopK, Positive, ProductTopK, TopK, TopP  # noqa: E402
 from polyroute.nn.spec import layer_of, part_class, spec_of  # noqa: E402
 from polyroute.nn.surgery import upcycle  # noqa: E402
+from polyroute.nn.wrappers import Chain  # noqa: E402
 
 pytestmark = pytest.mark.torch
 D, F, E = 8, 6, 4
@@ -175,6 +176,30 @@ class Net(nn.Module):
         return self.table(ids)
 
 
+@pytest.mark.parametrize("shared_gate", [False, True])
+def test_a_chain_whose_first_layer_made_what_all_hold(shared_gate, tmp_path):
+    torch.manual_seed(0)
+    chain = Chain(MoE(D, F, E, shared=3), 3, shared_gate=shared_gate)
+    store.save(chain, tmp_path / "moe")
+    steps = list(store.load(tmp_path / "moe").values())
+    assert len({id(step.pool) for step in steps}) == len({id(step.shared) for step in steps}) == 1
+    assert len({id(step.router.scorer.weight) for step in steps}) == (1 if shared_gate else 3)
+    again = Chain(MoE(D, F, E), 3)
+    again.steps = nn.ModuleList(steps)
+    assert torch.equal(again(tokens()), chain(tokens()))
+    other = Chain(MoE(D, F, E, shared=3), 3, shared_gate=shared_gate)
+    store.load_into(other, tmp_path / "moe")
+    assert torch.equal(other(tokens()), chain(tokens()))
+
+
+def test_atoms_are_a_pool_too(tmp_path):
+    atoms = pytest.importorskip("polyroute.nn.atoms")
+    torch.manual_seed(0)
+    moe = MoE(D, 1, 9, **{**LAYERS["keys"], "scorer": ProductKeys(3, 3)}, pool=atoms.AtomBank(D, 9, act="relu"))
+    store.save(moe, tmp_path / "moe")
+    assert torch.equal(store.load(tmp_path / "moe")[""](tokens()), moe(tokens()))
+
+
 def test_weights_tied_by_storage_are_both_written(tmp_path):
     moe = MoE(D, F, E)
     moe.router.scorer.weight = nn.Parameter(moe.pool.w1_EGD.detach()[0, :E])
@@ -274,7 +299,9 @@ def spec_change(field, value):
         (lambda t, h: h.pop("layers"), "without a proper layers"),
         (lambda t, h: h.update(layers={"": 3}), "without a spec"),
         (lambda t, h: h.update(same={"/pool.w2_EFO": []}), "without a proper same"),
-        (lambda t, h: h.update(same={"/pool.w2_EFO": "elsewhere"}), "elsewhere|w2_EFO"),
+        (lambda t, h: h.update(same={"/pool.w2_EFO": "elsewhere"}), "a proper same"),
+        (lambda t, h: h.update(same={"/pool.w2_EFO": "/elsewhere"}), "elsewhere|w2_EFO"),
+        (lambda t, h: h.update(same={"b/pool.w2_EFO": "/pool.w2_EFO"}), "a proper same"),
         (lambda t, h: t.pop("/router.scorer.weight"), "router.scorer.weight"),
         (lambda t, h: t.update({"/router.more": torch.zeros(1)}), "router.more"),
         (lambda t, h: t.update({"/router.scorer.weight": torch.zeros(4, 9)}), r"\(4, 9\)"),

@@ -20,7 +20,7 @@ from torch import nn
 
 import polyroute.nn
 from polyroute.errors import ConfigError, PolyrouteError
-from polyroute.nn.experts import Experts, FeedForward, GatedFeedForward
+from polyroute.nn.experts import Experts, FeedForward
 from polyroute.nn.inputs import Recurrent, TokenStream
 from polyroute.nn.moe import MoE, RouterGradientWarning
 
@@ -47,12 +47,24 @@ def _of_cell(module: Any) -> dict[str, Any]:
     return {"input_size": module.input_size, "hidden_size": module.hidden_size, "bias": module.bias}
 
 
-KINDS: dict[str, tuple[type[nn.Module], Callable[[Any], dict[str, Any]]]] = {
-    "Experts": (Experts, _of_experts),
-    "FeedForward": (FeedForward, _of_dense),
-    "GatedFeedForward": (GatedFeedForward, _of_dense),
-    "GRUCell": (nn.GRUCell, _of_cell),
+def _of_atoms(module: Any) -> dict[str, Any]:
+    num_experts, dim = module.w_ND.shape
+    return {"dim": dim, "num_experts": num_experts, "act": module.act.name, "out": module.v_NO.shape[1]}
+
+
+KINDS: dict[str, tuple[str, Callable[[Any], dict[str, Any]]]] = {  # class -> where it is, its sizes
+    "Experts": ("polyroute.nn.experts", _of_experts),
+    "FeedForward": ("polyroute.nn.experts", _of_dense),
+    "GatedFeedForward": ("polyroute.nn.experts", _of_dense),
+    "AtomBank": ("polyroute.nn.atoms", _of_atoms),
+    "GRUCell": ("torch.nn", _of_cell),
 }
+
+
+def has_kind(module: Any) -> bool:
+    """Whether a module can be written with its sizes."""
+    name = type(module).__name__
+    return name in KINDS and type(module) is getattr(importlib.import_module(KINDS[name][0]), name, None)
 
 
 def spec_of(
@@ -66,11 +78,12 @@ def spec_of(
     """
     writer = _Writer({id(module): name for name, module in (modules or {}).items()}, [] if seen is None else seen)
     config = dict(moe.config)
-    if config["pool"] is None or moe.pool is not config["pool"]:
-        config["pool"] = None if type(moe.pool) is Experts else moe.pool
-    if config["pool"] is None:
+    own_pool = type(moe.pool) is Experts and moe.pool is not config["pool"] and not writer.met(moe.pool)
+    config["pool"] = None if own_pool else moe.pool
+    if own_pool:
         config |= _of_experts(moe.pool)
-    if not isinstance(config["shared"], int) or type(moe.shared) not in (FeedForward, type(None)):
+    plain = isinstance(config["shared"], int) and type(moe.shared) in (FeedForward, type(None))
+    if not plain or writer.met(moe.shared):
         config["shared"] = 0 if moe.shared is None else moe.shared
     elif moe.shared is not None:
         config["shared"] = moe.shared.w2.in_features
@@ -114,6 +127,9 @@ class _Writer:
     def __init__(self, given: Mapping[int, str], seen: list[nn.Module]):
         self.given, self.seen = given, seen
 
+    def met(self, value: Any) -> bool:
+        return any(value is module for module in self.seen)
+
     def write(self, value: Any, path: str) -> Any:
         """A value of a configuration as JSON."""
         if value is None or isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value)):
@@ -122,8 +138,8 @@ class _Writer:
             return [self.write(item, f"{path}[{i}]") for i, item in enumerate(value)]
         if id(value) in self.given:
             return {"given": self.given[id(value)]}
-        if isinstance(value, nn.Module) and type(value).__name__ in KINDS:
-            if all(value is not module for module in self.seen):
+        if has_kind(value):
+            if not self.met(value):
                 self.seen.append(value)
             number = next(i for i, module in enumerate(self.seen) if module is value)
             return {"module": str(number), "kind": type(value).__name__, **KINDS[type(value).__name__][1](value)}
@@ -167,5 +183,6 @@ class _Reader:
             raise ConfigError(f"{path}.kind", got=value["kind"], expected=f"one of {', '.join(KINDS)}")
         if value["module"] not in self.seen:
             with torch.random.fork_rng(devices=[]):
-                self.seen[value["module"]] = KINDS[value["kind"]][0](**fields)
+                kind = getattr(importlib.import_module(KINDS[value["kind"]][0]), value["kind"])
+                self.seen[value["module"]] = kind(**fields)
         return self.seen[value["module"]]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from polyroute.errors import CheckpointError, ConfigError, MissingExtraError, PolyrouteError
 from polyroute.nn.moe import MoE, layers
-from polyroute.nn.spec import layer_of, spec_of
+from polyroute.nn.spec import has_kind, layer_of, spec_of
 
 FORMAT, VERSION = "polyroute-moe", 1
 HEADER = "polyroute"  # the metadata key of the header
@@ -42,7 +43,7 @@ def save(
     found = layers(module)
     if not found:
         raise ConfigError("module", got=type(module).__name__, expected="a module with MoE layers")
-    seen: list[nn.Module] = []
+    seen = _held_twice(found)
     specs = {
         name: spec_of(layer, modules=modules, seen=seen) for name, layer in found.items() if name not in (spec or {})
     }
@@ -84,6 +85,7 @@ def load(path: str | Path, *, modules: Mapping[str, nn.Module] | None = None) ->
             _check(file, name, layer, dtypes=False)
         for name, layer in made.items():
             _fill(file, name, layer)
+        _tie(file, made)
         return made
 
 
@@ -92,7 +94,8 @@ def load_into(module: nn.Module, path: str | Path, *, modules: Mapping[str, nn.M
 
     Raises: CheckpointError naming the first thing that differs, before anything is changed.
     """
-    found, seen = layers(module), list[nn.Module]()
+    found = layers(module)
+    seen = _held_twice(found)
     with _opened(Path(path)) as file:
         saved = file.header["layers"]
         if saved.keys() != found.keys():
@@ -117,6 +120,13 @@ class _File(NamedTuple):
 
 def _state(layer: MoE) -> dict[str, Tensor]:
     return {name: value for name, value in layer.state_dict(keep_vars=True).items() if not name.endswith(EXTRA)}
+
+
+def _held_twice(found: Mapping[str, MoE]) -> list[nn.Module]:
+    """Pools and dense networks that several layers hold, although one of them may have made it."""
+    held = [part for layer in found.values() for part in (layer.pool, layer.shared) if has_kind(part)]
+    times = Counter(map(id, held))
+    return list({id(part): part for part in held if times[id(part)] > 1}.values())
 
 
 def _tensors(found: Mapping[str, MoE]) -> tuple[dict[str, Tensor], dict[str, str], dict[str, Any]]:
@@ -190,7 +200,8 @@ def _header(path: Path, metadata: Mapping[str, str] | None) -> dict[str, Any]:
         )
     kinds = {"layers": dict, "extra": dict, "same": dict, "frozen": list}
     wrong = [name for name, kind in kinds.items() if not isinstance(header.get(name), kind)]
-    if not wrong and not all(isinstance(place, str) for place in header["same"].values()):
+    places = [] if wrong else [*header["same"], *header["same"].values()]
+    if not all(isinstance(place, str) and place.split("/", 1)[0] in header["layers"] for place in places):
         wrong = ["same"]
     if wrong:
         raise CheckpointError(path, f"a header without a proper {', '.join(wrong)}", expected=EXPECTED)
@@ -203,7 +214,7 @@ def _check_pool(file: _File, name: str, spec: Mapping[str, Any]) -> None:
     """Whether the experts are there in the spec's sizes, before memory is taken for them."""
     pool = spec if spec.get("pool") is None else spec["pool"]
     key = file.key(name, "pool.w2_EFO")
-    if not isinstance(pool, dict) or "num_experts" not in pool:
+    if not isinstance(pool, dict) or pool.get("kind", "Experts") != "Experts" or "given" in pool:
         return
     wanted = [pool.get(size) for size in ("num_experts", "width", "out")]
     got = list(file.tensors.get_slice(key).get_shape()) if key in file.keys else None
@@ -247,6 +258,15 @@ def _fill(file: _File, name: str, layer: MoE) -> None:
         key = f"{name}/{part_name}.{EXTRA}" if part_name else f"{name}/{EXTRA}"
         if key in file.header["extra"]:
             part.set_extra_state(file.header["extra"][key])
+
+
+def _tie(file: _File, made: Mapping[str, MoE]) -> None:
+    """Make tensors that were one again one: routers or weights that layers share without sharing a module."""
+    for key, first in file.header["same"].items():
+        (layer, name), (origin, original) = key.split("/", 1), first.split("/", 1)
+        holder, _, own = name.rpartition(".")
+        source, _, theirs = original.rpartition(".")
+        setattr(made[layer].get_submodule(holder), own, getattr(made[origin].get_submodule(source), theirs))
 
 
 def _compare(path: str | Path, name: str, saved: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
