@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._compile import _disable_dynamo  # torch.compiler.disable imports the compiler, two seconds
 
 from polyroute.errors import ConfigError, ShapeError, UnknownNameError
 from polyroute.nn.activations import Activation
@@ -61,7 +62,7 @@ def dense(x_TD: Tensor, routing: Routing, weights: Weights) -> Tensor:
     return torch.einsum("teo,te->to", y_TEO.float(), routing.gates_TE()).to(x_TD.dtype)
 
 
-@torch.compiler.disable  # its loop depends on the counts; a compiled model calls it as it is
+@_disable_dynamo  # its loop depends on the counts; a compiled model calls it as it is
 def sorted_loop(x_TD: Tensor, routing: Routing, weights: Weights) -> Tensor:
     """One expert after the other on its own rows, while they are in the cache; nothing but h is kept for backward."""
     rows = sort_pairs(routing)
@@ -221,7 +222,20 @@ def padded(x_TD: Tensor, routing: Routing, weights: Weights) -> Tensor:
     return weighted.new_zeros(len(x_TD), y.shape[1]).index_add(0, rows.tok_N, weighted).to(x_TD.dtype)
 
 
-EXECUTORS: dict[str, Executor] = {"dense": dense, "sorted_loop": sorted_loop, "grouped": grouped, "padded": padded}
+def neuron_sparse(x_TD: Tensor, routing: Routing, weights: Weights) -> Tensor:
+    """Of ReLU experts only the neurons in use: for one token or a few. See nn/sparse.py, which builds on this module."""
+    from polyroute.nn.sparse import neuron_sparse as run
+
+    return run(x_TD, routing, weights)
+
+
+EXECUTORS: dict[str, Executor] = {
+    "dense": dense,
+    "sorted_loop": sorted_loop,
+    "grouped": grouped,
+    "padded": padded,
+    "neuron_sparse": neuron_sparse,
+}
 
 
 def executor(name: str, x_TD: Tensor, routing: Routing, weights: Weights) -> Executor:
