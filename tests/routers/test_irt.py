@@ -13,6 +13,7 @@ from polyroute.routers.irt import (
     IRT,
     SKILL_SCALE,
     SKILL_SPREAD,
+    SMALL,
     abilities_and_difficulty,
     difficult,
     softmax_regression,
@@ -236,6 +237,18 @@ def test_explain_is_what_predict_uses(known: World, router: IRT):
     logit = shares @ router.ability_[2] - seen["difficulty"]
     assert shares.sum() == pytest.approx(1.0, abs=0.002)
     assert router.predict([query], [candidate])["quality"].mean[0, 0] == pytest.approx(sigmoid(logit), abs=0.003)
+
+
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+@pytest.mark.parametrize("size", [1, SMALL, SMALL + 1])
+def test_a_query_alone_is_estimated_as_in_a_batch(known: World, router: IRT, size: int, scale: float):
+    pool = [Candidate(f"new-{j}", profile=Profile(ability={"general": j - 3.0})) for j in range(size)]
+    queries = [Query(q.id, embedding=scale * np.asarray(q.embedding)) for q in known.outcomes.queries[:20]]
+    batch = router.predict(queries, pool)["quality"]
+    for i, query in enumerate(queries):
+        alone = router.predict([query], pool)["quality"]
+        np.testing.assert_allclose(alone.mean, batch.mean[i : i + 1], rtol=0, atol=1e-6 * scale)
+        np.testing.assert_allclose(alone.std, batch.std[i : i + 1], rtol=0, atol=1e-6 * scale)
 
 
 def test_it_is_the_same_after_a_round_through_a_file(known: World, router: IRT, tmp_path):
