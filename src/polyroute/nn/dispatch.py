@@ -223,7 +223,7 @@ def padded(x_TD: Tensor, routing: Routing, weights: Weights) -> Tensor:
 
 
 def neuron_sparse(x_TD: Tensor, routing: Routing, weights: Weights) -> Tensor:
-    """Of ReLU experts only the neurons in use: for one token or a few. See nn/sparse.py, which builds on this module."""
+    """Of ReLU experts only the neurons in use: for one token or a few. It is in nn/sparse.py, which builds on this."""
     from polyroute.nn.sparse import neuron_sparse as run
 
     return run(x_TD, routing, weights)
