@@ -61,6 +61,25 @@ def test_an_infeasible_capacity_still_spreads_in_proportion(asarray):
     np.testing.assert_allclose(softmax((scores - price) / 0.1, axis=1).sum(axis=0), [30.0, 60.0], rtol=0.01)
 
 
+@pytest.mark.parametrize("asarray", BACKENDS)
+def test_fixed_columns_take_exactly_their_capacity_and_slack_ones_pay(asarray):
+    scores, capacity = np.random.default_rng(5).normal(size=(60, 3)), np.array([10.0, 20.0, 30.0])
+    scores[:, 2] -= 2.0
+    price = np.asarray(sinkhorn_prices(asarray(scores), asarray(capacity), temperature=0.5, steps=200, fixed=True))
+    np.testing.assert_allclose(softmax((scores - price) / 0.5, axis=1).sum(axis=0), capacity, rtol=1e-6)
+    assert price[2] < 0
+
+
+@pytest.mark.parametrize("asarray", BACKENDS)
+def test_a_column_nobody_may_take_costs_nothing(asarray):
+    scores = np.random.default_rng(6).normal(size=(12, 3))
+    scores[:, 1] = -np.inf
+    for fixed in (False, True):
+        price = np.asarray(sinkhorn_prices(asarray(scores), asarray(np.array([6.0, 1.0, 6.0])), steps=100, fixed=fixed))
+        assert price[1] == 0
+        np.testing.assert_allclose(softmax((scores - price) / 0.1, axis=1).sum(axis=0), [6.0, 0.0, 6.0], rtol=0.01)
+
+
 def test_no_rows_pay_nothing():
     assert sinkhorn_prices(np.zeros((0, 2)), np.ones(2)).tolist() == [0.0, 0.0]
 
