@@ -56,6 +56,18 @@ def test_without_a_file_it_shows_the_embedded_defaults(run, capsys):
     assert said.endswith("\nok\n")
 
 
+def test_it_shows_each_guard_and_what_it_does(run, capsys):
+    assert run() == 0
+    assert "guards         none" in capsys.readouterr().out
+    Path("polyroute.toml").write_text(
+        '[guards.pii]\naction = "refuse"\n\n'
+        '[guards.language]\nlanguages = ["en"]\naction = "restrict"\nmodels = ["qwen2.5-coder-1.5b"]\n',
+        encoding="utf-8",
+    )
+    assert run() == 0
+    assert "guards         pii refuses, language restricts to qwen2.5-coder-1.5b" in capsys.readouterr().out
+
+
 def test_it_shows_what_takes_effect(run, capsys, monkeypatch, tmp_path):
     Path("polyroute.toml").write_text(MIXED, encoding="utf-8")
     monkeypatch.setenv("TEAM_KEY", "secret-1")

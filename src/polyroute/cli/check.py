@@ -102,6 +102,7 @@ def show(config: Config, pool: Sequence[Candidate], warnings: Sequence[str]) -> 
     print(f"listens        http://{server.host}:{server.port}, {callers}, answers name the {server.answer_model} model")
     print(f"router         {config.router.artefact}")
     print(f"journal        {journal.path}, stores {journal.store}")
+    print(f"guards         {', '.join(guard_words(config)) or 'none'}")
     if any(model.backend == "local" for model in config.models):
         from polyroute.pull import models_folder
 
@@ -115,6 +116,15 @@ def show(config: Config, pool: Sequence[Candidate], warnings: Sequence[str]) -> 
     for warning in warnings:
         print(f"warning: {warning}")
     print("ok" + (f", with {len(warnings)} warning{'s' if len(warnings) > 1 else ''}" if warnings else ""))
+
+
+def guard_words(config: Config) -> list[str]:
+    """Each guard and what it does: "pii refuses", "language restricts to a, b"."""
+    words = {"refuse": "refuses", "flag": "flags", "restrict": "restricts to"}
+    return [
+        f"{name} {words[guard.action]}" + (f" {' or '.join(guard.models)}" if guard.models else "")
+        for name, guard in config.guards.items()
+    ]
 
 
 def model_rows(config: Config, pool: Sequence[Candidate]) -> list[list[str]]:
