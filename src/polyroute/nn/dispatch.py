@@ -147,7 +147,7 @@ def sum_pairs(y_NO: Tensor, place_N: Tensor, gate_N: Tensor | None, num_tokens: 
     if k is not None:
         weights = None if gate_N is None else gate_N.reshape(num_tokens, k)
         return F.embedding_bag(place_N.reshape(num_tokens, k), y_NO, mode="sum", per_sample_weights=weights)
-    starts = torch.searchsorted(tok_N, torch.arange(num_tokens))
+    starts = torch.searchsorted(tok_N, torch.arange(num_tokens, device=tok_N.device))
     return F.embedding_bag(place_N, y_NO, starts, mode="sum", per_sample_weights=gate_N)
 
 

@@ -52,9 +52,7 @@ class Pairs:
     def of_index(cls, index_TK: Tensor) -> Pairs:
         """Pairs of a fixed number of experts for each token."""
         num_tokens, k = index_TK.shape
-        tok_N = torch.arange(num_tokens * k, device=index_TK.device).div_(k, rounding_mode="floor") if k > 1 else None
-        if tok_N is None:
-            tok_N = torch.arange(num_tokens, device=index_TK.device)
+        tok_N = torch.arange(num_tokens, device=index_TK.device).repeat_interleave(k)
         return cls(tok_N, index_TK.reshape(-1), k)
 
     @classmethod
