@@ -115,19 +115,27 @@ class _Noise(nn.Module):
 
 @dataclass(frozen=True)
 class UniformNoise:
-    """Uniform noise in [0, width) on the logits while training. Source: Li et al. 2024 (arXiv:2406.16437)."""
+    """Uniform noise in [0, width) while training. Source: Li et al. 2024 (arXiv:2406.16437).
+
+    on: "logits", or "choice" to leave gates and losses alone. sequence: one draw for all tokens of a sequence.
+    """
 
     width: float = 1.0
+    on: str = "logits"
+    sequence: bool = False
 
     def build(self, dim: int, num_experts: int) -> UniformNoise:
+        if self.on not in ("choice", "logits"):
+            raise ConfigError("uniform_noise.on", got=self.on, expected='"choice" or "logits"')
         return self
 
-    @property
-    def on(self) -> str:
-        return "logits"
-
     def __call__(self, z_TE: Tensor, ctx: TokenContext, r_TR: Tensor) -> Tensor:
-        return z_TE + self.width * torch.rand_like(z_TE) if ctx.training else z_TE
+        if not ctx.training:
+            return z_TE
+        if not self.sequence:
+            return z_TE + self.width * torch.rand_like(z_TE)
+        noise_BE = self.width * torch.rand(ctx.shape[0], z_TE.shape[-1], device=z_TE.device)
+        return z_TE + noise_BE.repeat_interleave(ctx.shape[1], dim=0)
 
 
 @dataclass(frozen=True)
