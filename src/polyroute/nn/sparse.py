@@ -43,10 +43,10 @@ def _expert(x_nD: Tensor, w1_GD: Tensor, w2_FO: Tensor, gated: bool) -> Tensor:
     width = len(w2_FO)
     gate_nF = F.linear(x_nD, w1_GD[:width])
     (rows,) = (gate_nF.detach() > 0).any(0).nonzero(as_tuple=True)
-    active = F.relu(gate_nF[:, rows])
+    active = F.relu(gate_nF.index_select(1, rows))
     if gated:
-        active = active * F.linear(x_nD, w1_GD[width:][rows])
-    return active @ w2_FO[rows]
+        active = active * F.linear(x_nD, w1_GD[width:].index_select(0, rows))
+    return active @ w2_FO.index_select(0, rows)
 
 
 @torch.no_grad()
