@@ -9,8 +9,8 @@ Falsifier: the same router without the two objectives, its CLS_8 against the sam
 half): without them nothing asks for more.
 Data: generated text of four domains, 10,000 held-out characters a model, four seeds of 200 steps.
 
-Short runs want a stronger objective of chunks than the published 5e-2: 0.45 over chunks of 8, and 5e-4 for locality, without
-a schedule. At seeds 100 and 101, 0.3 gave 14.8 and 12.0 points, loss 0.3 % worse and 1.4 % better; 0.6 gave 19.1 and
+Short runs want a stronger objective of chunks than the published 5e-2: 0.45 over chunks of 8, and 5e-4 for locality,
+without a schedule. At seeds 100 and 101, 0.3 gave 14.8 and 12.0 points, loss 0.3 % worse and 1.4 % better; 0.6 gave 19.1 and
 22.8 points, loss 1.2 % worse and 0.3 % better. Locality at its published 2e-3 made routing nearly constant here.
 """
 
