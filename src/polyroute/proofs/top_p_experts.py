@@ -1,17 +1,17 @@
 """Proof of system 102, top-p dynamic routing: hard tokens get more experts, and that is where the gain comes from.
 
-Claim. In regression on two kinds of tokens, "easy" (one linear map) and "hard" (the mean of three), a top-p layer gives
-hard tokens more experts, by more than 0.5; with about as many experts a token as top-2 (at most 0.3 more) its loss is
-lower. In a language model of 16 experts at p = 0.4 the number of experts a token falls while it trains.
+Claim. In regression on two kinds of tokens, "easy" (one linear map) and "hard" (the mean of three), a top-p layer
+gives hard tokens more experts, by more than 0.5; with about as many experts a token as top-2 (at most 0.3 more) its
+loss is lower. In a language model of 16 experts at p = 0.4 the number of experts a token falls while it trains.
 Baseline: top-2 with the same experts, load balance and steps; of renormalised and raw gates the better at each seed.
-Falsifier: the number of experts top-p gives each token is dealt out at random among the tokens, in training too. As many
-experts, the wrong tokens: no gain over top-2.
+Falsifier: the number of experts top-p gives each token is dealt out at random among the tokens, in training too. As
+many experts, the wrong tokens: no gain over top-2.
 Data: six maps of eight numbers drawn from the seed, six linear experts; generated text. Four seeds.
 
-p is 0.7 and gates are renormalised, since three equal shares exceed 2/3 only together; p = 0.4 of the publication is that
-of the language model. Tried at seeds 100 to 103: 2.00, 2.18, 2.16 and 2.00 experts a token, loss 0.002, 0.025, 0.003 and
-0.003, against 0.050 and 0.045 of top-2 at 100. Dropped: that experts rise without the entropy loss. At 1e-4 to 1e-2 it
-made no difference here (2.18 and 2.17 experts at 101 with 1e-4 and 1e-3).
+p is 0.7 and gates are renormalised, since three equal shares exceed 2/3 only together; p = 0.4 of the publication is
+that of the language model. Tried at seeds 100 to 103: 2.00, 2.18, 2.16 and 2.00 experts a token, loss 0.002, 0.025,
+0.003 and 0.003, against 0.050 and 0.045 of top-2 at 100. Dropped: that experts rise without the entropy loss. At 1e-4
+to 1e-2 it made no difference here (2.18 and 2.17 experts at 101 with 1e-4 and 1e-3).
 """
 
 from __future__ import annotations
