@@ -42,7 +42,7 @@ class TestTimeRerouter:
     element moves further than about lr x steps. every: tokens that `generate` writes between two fits. ratio: share of
     the layers that are fitted, at least one; prefer: those with the highest or the lowest `selection_surprise` C. (The
     publication reads a high C as confidence, its formula says the opposite: hence both.) loss: of (model, batch).
-    layers: name -> layer, None: all of the model; `hf.installed(model)` for a model of transformers, with a loss for it.
+    layers: name -> layer, None: all of the model; `hf.installed(model)` for a model of transformers (with its `loss`).
 
         with TestTimeRerouter(model).rewired(prompt_1L) as rewiring:
             logits = model(prompt_1L)  # with the routes of this prompt
