@@ -1,12 +1,17 @@
 """Proof of system 102, top-p dynamic routing: hard tokens get more experts, and that is where the gain comes from.
 
+Second version: seven seeds instead of four, nothing else. The first could not tell the third effect, which is that
+top-p uses about as many experts as top-2: seed 7 gave -0.04 [-0.31, +0.24] where above -0.3 was wanted. Some seeds
+end in a local optimum in which two maps share an expert, so that losses and numbers of experts scatter.
+
 Claim. In regression on two kinds of tokens, "easy" (one linear map) and "hard" (the mean of three), a top-p layer
 gives hard tokens more experts, by more than 0.5; with about as many experts a token as top-2 (at most 0.3 more) its
 loss is lower. In a language model of 16 experts at p = 0.4 the number of experts a token falls while it trains.
 Baseline: top-2 with the same experts, load balance and steps; of renormalised and raw gates the better at each seed.
 Falsifier: the number of experts top-p gives each token is dealt out at random among the tokens, in training too. As
-many experts, the wrong tokens: no gain over top-2.
-Data: six maps of eight numbers drawn from the seed, six linear experts; generated text. Four seeds.
+many experts as it asks for, for the wrong tokens (it learns to ask for fewer, 1.7): no gain over top-2.
+Data: six maps of eight numbers drawn from the seed, six linear experts; generated text. Seven seeds, four of the
+language model.
 
 p is 0.7 and gates are renormalised, since three equal shares exceed 2/3 only together; p = 0.4 of the publication is
 that of the language model. Tried at seeds 100 to 103: 2.00, 2.18, 2.16 and 2.00 experts a token, loss 0.002, 0.025,
@@ -129,7 +134,7 @@ def lm_experts(seed: int) -> tuple[float, float]:
 
 
 def prove(seed: int) -> Proof:
-    """Four layers on sums of maps and a language model, four seeds each."""
+    """Four layers on sums of maps and a language model, seven and four seeds."""
     from polyroute.nn.gates import Raw, Renorm
     from polyroute.nn.losses import LBL
     from polyroute.nn.moe import MoE
@@ -147,7 +152,7 @@ def prove(seed: int) -> Proof:
         made.router.select = DealtOut(P)
         return made
 
-    seeds = range(seed, seed + 4)
+    seeds = range(seed, seed + 7)
     layers = {
         "top-p": top_p,
         "top-2": fixed(Renorm()),
@@ -155,7 +160,7 @@ def prove(seed: int) -> Proof:
         "dealt out at random": dealt_out,
     }
     found = {name: [one_model(s, layer, STEPS) for s in seeds] for name, layer in layers.items()}
-    lm = np.array([lm_experts(s) for s in seeds])
+    lm = np.array([lm_experts(s) for s in seeds[:4]])
 
     def gain(name: str) -> list[float]:
         """Share of the better fixed layer's loss that is gone, %."""
@@ -182,4 +187,5 @@ def prove(seed: int) -> Proof:
         seeds=list(seeds),
         rows=rows,
         figures={"LM experts, first steps": float(lm[:, 0].mean()), "LM experts, last steps": float(lm[:, 1].mean())},
+        notes="Second version: seven seeds instead of four.",
     )  # fmt: skip
