@@ -41,14 +41,22 @@ def expert_router_coupling(
     return MoE(dim, width, num_experts, select=TopK(k), aux=aux, **parts)
 
 
-def excited(layer: MoE, x_TD: Tensor) -> Tensor:
-    """The expert [T] whose gate projection each token excites most: argmax of the norm of W x."""
+def excitement(layer: MoE, x_TD: Tensor) -> Tensor:
+    """How strongly each token excites each expert: the norm of its gate projection [T, E]. x_TD: the layer's input."""
     from polyroute.nn.coupling import coupling, rows_and_gates
 
-    return coupling(x_TD.detach(), rows_and_gates(layer)[1]).detach().argmax(-1)
+    return coupling(x_TD.detach(), rows_and_gates(layer)[1]).detach()
 
 
 def agreement(layer: MoE, x_TD: Tensor) -> float:
-    """Share of tokens, 0 to 1, whose likeliest expert is the one they excite most. x_TD: the layer's input."""
-    logits_TE = layer.router.scorer(x_TD.detach())
-    return float((logits_TE.argmax(-1) == excited(layer, x_TD)).float().mean())
+    """Share of tokens, 0 to 1, whose likeliest expert is the one they excite most; 1 / E by chance."""
+    likeliest_T = layer.router.scorer(x_TD.detach()).argmax(-1)
+    return float((likeliest_T == excitement(layer, x_TD).argmax(-1)).float().mean())
+
+
+def standing(layer: MoE, x_TD: Tensor) -> float:
+    """Share of the other experts, mean over tokens, that a token excites less than its likeliest one; 0.5 by chance."""
+    likeliest_T1 = layer.router.scorer(x_TD.detach()).argmax(-1, keepdim=True)
+    norms_TE = excitement(layer, x_TD)
+    below_T = (norms_TE < norms_TE.gather(1, likeliest_T1)).float().sum(-1)
+    return float(below_T.mean()) / max(norms_TE.shape[1] - 1, 1)

@@ -1,0 +1,64 @@
+"""A layer that balances by transport on some steps: which steps, how well, and that it is plain in evaluation."""
+
+import pytest
+
+pytest.importorskip("torch", reason="needs torch: pip install 'polyroute[nn]'")
+
+import torch
+
+from polyroute.nn.corpora import Regress, batches
+from polyroute.nn.metrics import max_vio
+from polyroute.nn.moe import aux_losses, layers
+from polyroute.nn.testbed import seeded, train
+from polyroute.nn.transformer import TinyNet
+from polyroute.recipes.moe_baselines import softmax_top_k
+from polyroute.recipes.selective_sinkhorn import selective_sinkhorn
+
+pytestmark = pytest.mark.torch
+WORLD = Regress(4, 8, length=16, spread=2.0)
+
+
+def layer_of(**options):
+    with seeded(0):
+        return selective_sinkhorn(8, 8, 8, **options)
+
+
+def test_a_step_of_transport_is_balanced_after_two_are_taken_of_each_row():
+    x_BLD = next(batches(WORLD, 64, seed=0)).x
+    always, never = layer_of(p=1.0), layer_of(p=0.0)
+    always(x_BLD)
+    never(x_BLD)
+    assert max_vio(always.routing.count_E) < 0.5 < max_vio(never.routing.count_E)
+    gates = always.routing.gate_N.reshape(-1, 2)
+    torch.testing.assert_close(gates.sum(1), torch.ones(len(gates)))
+    assert not aux_losses(always), "no auxiliary loss"
+
+
+def test_in_evaluation_it_is_softmax_top_k_to_the_bit():
+    x_BLD = next(batches(WORLD, 2, seed=0)).x
+    with seeded(0):
+        plain = softmax_top_k(8, 8, 8, balance=0.0)
+    assert torch.equal(layer_of(p=1.0, noise=2.0).eval()(x_BLD), plain.eval()(x_BLD))
+
+
+def test_noise_is_a_choice():
+    assert len(layer_of(noise=0.0).router.mods) == 0
+    x_BLD = next(batches(WORLD, 2, seed=0)).x
+    layer = layer_of(p=0.0, noise=2.0)
+    layer(x_BLD)
+    assert (layer.routing.logits_TE - x_BLD.flatten(0, 1) @ layer.router.scorer.weight.T).std() > 1.5
+
+
+def test_layers_draw_for_themselves_and_recomputation_draws_the_same():
+    losses = []
+    for checkpoint in (False, True):
+        with seeded(0):
+            model = TinyNet(
+                8, 8, 8, 2, 0, lambda _: selective_sinkhorn(8, 8, 8, p=0.3, grad="plan"), checkpoint=checkpoint
+            )
+        losses.append(train(model, batches(WORLD, 4, seed=0), steps=8, seed=0).loss)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    norms = [layer.router.norm for layer in layers(model).values()]
+    drawn = [[norm.draws(step, depth) for step in range(8)] for depth, norm in enumerate(norms)]
+    assert any(drawn[0])
+    assert drawn[0] != drawn[1]
