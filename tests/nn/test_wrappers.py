@@ -1,4 +1,4 @@
-"""A chain is the layers written out by hand; its steps share experts and nothing else."""
+"""A chain is the layers written out by hand, its steps share experts only; parallel layers nothing."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from polyroute.errors import ConfigError
+from polyroute.nn.experts import FeedForward
 from polyroute.nn.gates import Raw
 from polyroute.nn.inputs import Recurrent
 from polyroute.nn.losses import LBL
@@ -19,7 +20,7 @@ from polyroute.nn.normalise import SelectionBias
 from polyroute.nn.routing import TokenContext
 from polyroute.nn.selection import TopK
 from polyroute.nn.testbed import seeded
-from polyroute.nn.wrappers import Chain
+from polyroute.nn.wrappers import Chain, Parallel
 
 pytestmark = pytest.mark.torch
 
@@ -120,3 +121,34 @@ def test_what_cannot_be_chained_is_told():
         Chain(layer(), 0)
     with pytest.raises(ConfigError, match=r"moe\.out"):
         Chain(layer(out=3), 2)
+
+
+def test_parallel_halves_stand_side_by_side_and_route_for_themselves():
+    with seeded(0):
+        a, b = MoE(8, 4, 3, out=3), MoE(8, 4, 5, out=5)
+        both = Parallel([a, b])
+        x = torch.randn(2, 6, 8)
+    context = TokenContext(x.flatten(0, 1), (2, 6), valid_T=torch.arange(12) < 9)
+    y = both(x, context=context)
+    assert y.shape == x.shape
+    assert [routing.num_experts for routing in both.routings] == [3, 5]
+    assert all(int(routing.count_E.sum()) == 18 for routing in both.routings)
+    torch.testing.assert_close(y[:1], torch.cat([a(x[:1]), b(x[:1])], -1))
+    assert list(layers(both)) == ["parts.0", "parts.1"]
+
+
+def test_parallel_sums_dense_layers_too():
+    with seeded(0):
+        parts = [MoE(8, 4, 3), FeedForward(8, 4)]
+        x = torch.randn(5, 8)
+    torch.testing.assert_close(Parallel(parts, combine="sum")(x), parts[0](x) + parts[1](x))
+
+
+def test_what_cannot_stand_side_by_side_is_told():
+    with pytest.raises(ConfigError, match="parts"):
+        Parallel([])
+    with pytest.raises(ConfigError, match="combine"):
+        Parallel([layer()], combine="mean")
+    cell = nn.GRUCell(4, 4)
+    with pytest.raises(ConfigError, match="several Recurrent"):
+        Parallel([MoE(8, 4, 3, inp=Recurrent(cell)), MoE(8, 4, 3, inp=Recurrent(cell))])

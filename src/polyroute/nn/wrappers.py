@@ -1,10 +1,14 @@
-"""Layers put around a layer: the same experts several times over."""
+"""Layers put around layers: the same experts several times over, several layers side by side."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor, nn
 
 from polyroute.errors import ConfigError
+from polyroute.nn.inputs import Recurrent
 from polyroute.nn.moe import MoE
 from polyroute.nn.routing import Routing, TokenContext
 
@@ -62,3 +66,36 @@ def _another(moe: MoE, shared_gate: bool) -> MoE:
     if shared_gate:
         step.router = moe.router
     return step
+
+
+class Parallel(nn.Module):
+    """Layers that read the same tokens; their outputs stand side by side ("concat") or are added ("sum").
+
+    parts: MoE or dense layers, called as `part(x, context=...)`. For a part to give a share of the width, build it with
+    `out`: two of `MoE(dim, ..., out=dim // 2)` make one layer of width `dim`. Each part routes, balances and is
+    measured for itself. One of them at most may have a router with a state over depth. Raises: ConfigError.
+    """
+
+    def __init__(self, parts: Sequence[nn.Module], *, combine: str = "concat"):
+        super().__init__()
+        if not parts:
+            raise ConfigError("parts", got="none", expected="at least one layer")
+        if combine not in ("concat", "sum"):
+            raise ConfigError("combine", got=combine, expected='"concat" or "sum"')
+        if sum(isinstance(part, MoE) and isinstance(part.config["inp"], Recurrent) for part in parts) > 1:
+            raise ConfigError("parts", got="several Recurrent inputs", expected="at most one: they would share a state")
+        self.parts, self.combine = nn.ModuleList(parts), combine
+
+    def forward(self, x: Tensor, *, context: TokenContext | None = None) -> Tensor:
+        """x: [T, D] or [B, L, D]; the result has its leading shape."""
+        outputs = [part(x, context=context) for part in self.parts]
+        return torch.cat(outputs, -1) if self.combine == "concat" else sum(outputs[1:], outputs[0])
+
+    @property
+    def routings(self) -> list[Routing]:
+        """What each part that routes decided in the last forward pass."""
+        found = [getattr(part, "routing", None) for part in self.parts]
+        return [routing for routing in found if routing is not None]
+
+    def extra_repr(self) -> str:
+        return f"combine={self.combine}"
