@@ -116,7 +116,7 @@ def arms() -> dict[str, Callable[[], Any]]:
     }
 
 
-def one_seed(seed: int, names: Sequence[str]) -> dict[str, dict[str, float]]:
+def one_seed(seed: int) -> dict[str, dict[str, float]]:
     """Every arm on the same batches."""
     from polyroute.nn.chars import Chars
     from polyroute.nn.corpora import batches
@@ -124,9 +124,9 @@ def one_seed(seed: int, names: Sequence[str]) -> dict[str, dict[str, float]]:
     from polyroute.nn.transformer import TinyLM
 
     corpus, found = Chars(LENGTH, seed=seed), {}
-    for name in names:
+    for name, layers in arms().items():
         with seeded(seed):
-            model = TinyLM(corpus.vocab, DIM, LAYERS, 4, arms()[name](), context=LENGTH)
+            model = TinyLM(corpus.vocab, DIM, LAYERS, 4, layers(), context=LENGTH)
         train(model, batches(corpus, SEQUENCES, seed=seed), steps=STEPS, seed=seed)
         found[name] = readouts(model, seed, recurrent=name not in ("linear router", "MLP router"))
     return found
