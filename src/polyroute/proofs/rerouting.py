@@ -59,7 +59,7 @@ def with_output_vector(model: nn.Module, context: Batch, lr: float, steps: int) 
     with torch.enable_grad():
         for _ in range(steps):
             optimizer.zero_grad()
-            (left - vector).square().mean().backward()  # type: ignore[no-untyped-call]
+            (left - vector).square().mean().backward()
             optimizer.step()
     return vector.detach()
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from polyroute.nn.tasks import BanditTasks
 
 STEPS, SEQUENCES, HEADS, DIM, WIDTH = 300, 16, 2, 32, 32
-CONTRAST = {"contrast": 1.0, "scale": 10.0, "ema": 0.05}
+CONTRAST: dict[str, Any] = {"contrast": 1.0, "scale": 10.0, "ema": 0.05}
 
 
 def family_information(model: nn.Module, tasks: BanditTasks, layer: str, seed: int) -> float:
