@@ -16,7 +16,7 @@ of 0.01 of the biases' spread, the published size, parted twins too slowly: henc
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from polyroute.recipes.expert_upcycling import Grown, expert_upcycling, twin_cos
 
 if TYPE_CHECKING:
     from polyroute.nn.corpora import Regress
+    from polyroute.nn.moe import MoE
 
 DIM, DOMAINS, SMALL, LARGE, STEPS, LR, NOISE = 16, 8, 4, 8, 400, 1e-2, 1.0
 CLOSURE, COSINE = 0.7, 0.95
@@ -42,7 +43,7 @@ def arm(corpus: Regress, seed: int, num_experts: int, grow: dict[str, Any] | Non
     grown = Grown(layer, {}) if grow is None else growth(layer, optimizer, seed, grow)
     train(grown.model, stream, steps=STEPS, seed=seed + 1, lr=LR, optimizer=optimizer, warmup=0.0)
     readout = evaluate(grown.model, batches(corpus, 64, seed=1_000_000 + seed), min_tokens=20_000)
-    twins = twin_cosine(grown.model, grown.source_E[""]) if grown.source_E else float("nan")
+    twins = twin_cosine(cast("MoE", grown.model), grown.source_E[""]) if grown.source_E else float("nan")
     return {"error": readout.loss, "twin cosine": twins, "max_vio": readout.max_vio[""]}
 
 
@@ -51,12 +52,8 @@ def growth(layer: Any, optimizer: Any, seed: int, options: dict[str, Any]) -> Gr
     fresh = upcyclable(DIM, DIM, LARGE, act="identity") if options.get("fresh") else None
     grown = expert_upcycling(layer, optimizer, seed=seed, **{k: v for k, v in options.items() if k != "fresh"})
     if fresh is not None:
-        for mine, drawn in (
-            (grown.model.pool.w1_EGD, fresh.pool.w1_EGD),
-            (grown.model.pool.w2_EFO, fresh.pool.w2_EFO),
-            (grown.model.router.scorer.weight, fresh.router.scorer.weight),
-        ):
-            mine.data[SMALL:] = drawn.data[SMALL:]
+        for name in ("pool.w1_EGD", "pool.w2_EFO", "router.scorer.weight"):
+            grown.model.get_parameter(name).data[SMALL:] = fresh.get_parameter(name).data[SMALL:]
     return grown
 
 

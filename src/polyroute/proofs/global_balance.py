@@ -82,7 +82,7 @@ def prove(seed: int) -> Proof:
     def of(name: str, key: str) -> np.ndarray:
         return np.array([each[name][key] for each in found])
 
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "arm": name,
             "error": float(of(name, "error").mean()),

@@ -76,7 +76,7 @@ def built(kind: str) -> MoE:
     """The layer of one arm; all begin with the same weights."""
     if kind == "transport":
         return selective_sinkhorn(DIM, DIM, EXPERTS, p=SHARE, xi=XI, act="identity")
-    norm = {"norm": Scrambled(SHARE)} if kind == "scrambled" else {}
+    norm: dict[str, Any] = {"norm": Scrambled(SHARE)} if kind == "scrambled" else {}
     return softmax_top_k(DIM, DIM, EXPERTS, balance=0.05 if kind == "balance loss" else 0.0, act="identity", **norm)
 
 

@@ -68,11 +68,11 @@ def twin_cosine(layer: MoE, source_E: Tensor) -> float:
     """Mean cosine between the weights of each copy and its source; 1 right after growth."""
     num_old = int(source_E.max()) + 1
     copies = range(num_old, len(source_E))
-    flat = [layer.pool.w1_EGD.detach().flatten(1), layer.pool.w2_EFO.detach().flatten(1)]
+    weights: list[Tensor] = [layer.pool.get_parameter(name).detach().flatten(1) for name in ("w1_EGD", "w2_EFO")]
 
     def cosine(i: int, j: int) -> float:
-        dot = sum(float(w[i] @ w[j]) for w in flat)
-        norms = [sum(float(w[e] @ w[e]) for w in flat) ** 0.5 for e in (i, j)]
-        return dot / max(norms[0] * norms[1], 1e-12)
+        dot = sum(float(w[i] @ w[j]) for w in weights)
+        norms = [sum(float(w[e] @ w[e]) for w in weights) ** 0.5 for e in (i, j)]
+        return float(dot / max(norms[0] * norms[1], 1e-12))
 
     return sum(cosine(e, int(source_E[e])) for e in copies) / len(copies)

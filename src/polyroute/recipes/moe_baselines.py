@@ -94,7 +94,7 @@ def sigmoid_bias(
     select = TopK(k) if groups is None else GroupTopK(k, *groups)
     mods = (*parts.pop("mods", ()), SelectionBias(rate))
     aux = (*((LBL(sequence_balance, "sequence"),) if sequence_balance else ()), *parts.pop("aux", ()))
-    chosen = {"norm": Sigmoid(), "mods": mods, "select": select, "gate": Renorm(scale), "aux": aux}
+    chosen: dict[str, Any] = {"norm": Sigmoid(), "mods": mods, "select": select, "gate": Renorm(scale), "aux": aux}
     return MoE(dim, width, num_experts, shared=shared, **chosen, **parts)
 
 
