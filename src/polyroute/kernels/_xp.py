@@ -29,7 +29,7 @@ def top_k(x: Array, k: int) -> tuple[Array, Array]:
     if isinstance(x, np.ndarray):
         return _top_k_numpy(x, k)
     if is_torch_array(x):
-        return tuple(x.topk(k, dim=-1))  # type: ignore[return-value]
+        return tuple(x.topk(k, dim=-1))
     index = namespace(x).argsort(x, axis=-1, descending=True, stable=True)[..., :k]
     return gather(x, index), index
 

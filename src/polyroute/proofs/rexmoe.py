@@ -103,7 +103,7 @@ def prove(seed: int) -> Proof:
         return np.array([excess(each[name]["losses"], each["local"]["losses"]) for each in found])
 
     numbers = ("loss", "max_vio", "max_vio of the pool", "from other layers")
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"arm": name, **{key: float(np.mean([each[name][key] for each in found])) for key in numbers}}
         | {"over local at first": float(over_local(name)[:, 0].mean())}
         | {"peak over local": float(over_local(name).max(axis=1).mean())}

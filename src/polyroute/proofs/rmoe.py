@@ -138,7 +138,7 @@ def prove(seed: int) -> Proof:
     found = [one_seed(s) for s in seeds]
 
     def of(name: str, key: str) -> np.ndarray:
-        return np.array([each[name].get(key, math.nan) for each in found])
+        return np.fromiter((each[name].get(key, math.nan) for each in found), float)
 
     def swapped(name: str) -> np.ndarray:
         return of(name, "loss, states swapped") - of(name, "loss")
@@ -156,7 +156,9 @@ def prove(seed: int) -> Proof:
         ),
     ]  # fmt: skip
     keys = ("loss", "depth nats", "loss, states swapped", "log gradient ratio")
-    rows = [{"arm": name, **{key: float(of(name, key).mean()) for key in keys}} for name in found[0]]
+    rows: list[dict[str, Any]] = [
+        {"arm": name, **{key: float(of(name, key).mean()) for key in keys}} for name in found[0]
+    ]
     return Proof(
         id=3,
         name="RMoE",

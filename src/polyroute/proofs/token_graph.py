@@ -72,6 +72,7 @@ def chosen(layer: MoE, x_BLD: Tensor) -> Tensor:
     with torch.no_grad():
         layer(x_BLD)
     layer.train()
+    assert layer.routing is not None
     return layer.routing.top1_T()
 
 
@@ -100,6 +101,7 @@ def arm(corpus: Regress, seed: int, kind: str, *, broken: bool = False) -> dict[
     again, now = chosen(layer, fresh), chosen(layer, held.x)
     with torch.no_grad():
         loss = float((layer(held.x) - held.y).square().mean())
+    assert layer.routing is not None
     return {
         "loss": loss,
         "fluctuation": fluctuation(before[0], now),
@@ -136,7 +138,7 @@ def prove(seed: int) -> Proof:
         )
 
     nats = np.array([each["graph"]["cluster nats"] - each["plain"]["cluster nats"] for each in found])
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"arm": name, **{key: float(np.mean([each[name][key] for each in found])) for key in found[0][name]}}
         for name in found[0]
     ]

@@ -59,4 +59,4 @@ def standing(layer: MoE, x_TD: Tensor) -> float:
     likeliest_T1 = layer.router.scorer(x_TD.detach()).argmax(-1, keepdim=True)
     norms_TE = excitement(layer, x_TD)
     below_T = (norms_TE < norms_TE.gather(1, likeliest_T1)).float().sum(-1)
-    return float(below_T.mean()) / max(norms_TE.shape[1] - 1, 1)
+    return float(below_T.mean() / max(norms_TE.shape[1] - 1, 1))
