@@ -141,7 +141,8 @@ def prove(seed: int) -> Proof:
         return np.fromiter((each[name].get(key, math.nan) for each in found), float)
 
     def swapped(name: str) -> np.ndarray:
-        return of(name, "loss, states swapped") - of(name, "loss")
+        difference: np.ndarray = of(name, "loss, states swapped") - of(name, "loss")
+        return difference
 
     simple = np.minimum(of("linear router", "loss"), of("MLP router", "loss"))
     effects: list[Effect] = [
