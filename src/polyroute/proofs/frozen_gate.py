@@ -9,8 +9,8 @@ Claims, over six seeds: (1) with the published losses, freezing the gate once it
 0.1 purer than never freezing it; (2) with a running mean taken from the locality loss (inferred, not published) purity
 is at least 0.9 and (3) forgetting at least halves against a single expert.
 Falsifier of (3): a gate frozen at once, whose routing stands still but was not learned; it must not halve forgetting.
-Not claimed: less forgetting by freezing alone, nor that a frozen gate knows the clusters: any routing that stands still
-is purer than one that cycles, which is all that freezing gives here, and the table shows it for the gate frozen at once.
+Not claimed: less forgetting by freezing alone, nor that a frozen gate knows the clusters: any routing that stands
+still is purer than one that cycles, which is all that freezing gives here; the table has the gate frozen at once.
 Developed at seeds 100 to 102, parameters among 30 settings there; a falsifier of (1) by the gate frozen at once was
 dropped on those seeds for the reason above.
 """
@@ -65,7 +65,7 @@ def prove(seed: int) -> Proof:
     gain = of("frozen", "purity") - of("never frozen", "purity")
 
     def kept(name: str) -> np.ndarray:
-        return 100 * (1 - of(name, "forgetting") / of("single expert", "forgetting"))
+        return np.asarray(100 * (1 - of(name, "forgetting") / of("single expert", "forgetting")))
 
     return Proof(
         id=61,
