@@ -145,5 +145,5 @@ def prove(seed: int) -> Proof:
             for name, values in losses.items()
         ],
         figures={f"loss, {name}": float(values.mean()) for name, values in losses.items()},
-        notes="A gain over soft routers of the language loss is not claimed: the margin set beforehand is a loss of 0.1.",
+        notes="No gain over the soft routers is claimed; the margin set beforehand is a loss of 0.1.",
     )  # fmt: skip
