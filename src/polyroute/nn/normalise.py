@@ -200,7 +200,8 @@ class CandidateMask:
     """Open the experts of other layers step by step: `local` ones first, then one after the other in a fixed order.
 
     local: (first, past the last) ids that are always open. Up to step `start` nothing else is, from step `end` on
-    everything. seed: of the order (the publication does not state one; inferred). Source: ReXMoE (arXiv:2510.17483).
+    everything (where both are one step, from the next on). seed: of the order (the publication does not state one;
+    inferred). Source: ReXMoE (arXiv:2510.17483).
     """
 
     local: tuple[int, int]
