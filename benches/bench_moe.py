@@ -229,7 +229,7 @@ def product_key_slope(repeats: int, sides: Sequence[int] = (16, 32, 64, 128, 256
 
 def peak_mb(cell: Cell, name: str) -> float:
     """Peak memory of one forward + backward above what stood before it, weight gradients left out. A new process."""
-    code = f"from benches.bench_moe import *; print(_peak(Cell(*{tuple(cell)}), {name!r}))"
+    code = f"from benches.bench_moe import Cell, _peak; print(_peak(Cell(*{tuple(cell)}), {name!r}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300)
     return float(done.stdout.split()[-1])
 
@@ -312,19 +312,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = p.parse_args(argv)
     if args.threads:
         torch.set_num_threads(args.threads)
-    before, rows = ticks(), []
-    todo = cells(args.quick)
-    for i, cell in enumerate(todo):
-        print(f"\r{i + 1}/{len(todo)} cells: {cell}   ", end="", file=sys.stderr, flush=True)
-        rows.append(measure(cell, args.repeats))
-    print(file=sys.stderr)
-    slope = product_key_slope(args.repeats)
-    memory = []
-    for cell in [c for c in todo if c.tokens == max(t.tokens for t in todo) and c.dim == 256]:
+    before, rows, todo = ticks(), [], cells(args.quick)
+    slope, memory = product_key_slope(args.repeats), []
+    for cell in [c for c in todo if c.tokens == 8192 and c.dim == 256]:
         ours, limit = peak_mb(cell, "polyroute"), peak_mb(cell, "limit")
         memory.append(
             {**cell._asdict(), "mb": round(ours, 1), "limit_mb": round(limit, 1), "ratio": round(ours / limit, 3)}
         )
+    for i, cell in enumerate(todo):
+        print(f"\r{i + 1}/{len(todo)} cells: {cell}   ", end="", file=sys.stderr, flush=True)
+        rows.append(measure(cell, args.repeats))
+    print(file=sys.stderr)
     facts = machine(before) | {"torch": torch.__version__, "threads": torch.get_num_threads(), "seed": SEED}
     result = summary(rows, slope, memory) | {"rows": rows, "memory": memory, "product_keys": slope, "machine": facts}
     for line in table(rows):
