@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 SYSTEMS = Path(__file__).resolve().parent.parent / "docs" / "systems.toml"
+ALL_CELLS = 48
 TARGETS = "targets: never slower than transformers' best backend, geometric mean 1.2; of the limit at T = 8,192: \
 1.15 up to E = 16, 1.35 at 32, 1.5 at 64; router below 10 %; memory at most 1.2 of the dense layer's"
 
@@ -23,7 +24,8 @@ def _head(result: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     yield "Written by `make bench-moe` (speed) and from `docs/systems.toml` (proofs, `polyroute prove ID --seed 0`)."
     yield f"Machine: {facts['cpu']}, {facts['cores']} cores, {facts['threads']} threads, torch {facts['torch']},"
-    yield f"load {facts['load']}, stolen {facts['steal']} %. Every figure is a ratio within one run."
+    yield f"load {facts['load']}, stolen {facts['steal']} %. Every figure is a ratio within one run; the least of the repeats."
+    yield f"{len(result['rows'])} of {ALL_CELLS} cells" + (" (`--quick`)." if len(result["rows"]) < ALL_CELLS else ".")
     yield ""
 
 
