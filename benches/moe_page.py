@@ -24,7 +24,7 @@ def _head(result: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     yield "Written by `make bench-moe` (speed) and from `docs/systems.toml` (proofs, `polyroute prove ID --seed 0`)."
     yield f"Machine: {facts['cpu']}, {facts['cores']} cores, {facts['threads']} threads, torch {facts['torch']},"
-    yield f"load {facts['load']}, stolen {facts['steal']} %. Every figure is a ratio within one run; the least of the repeats."
+    yield f"load {facts['load']}, stolen {facts['steal']} %. All times of one run, the least of its repeats."
     yield f"{len(result['rows'])} of {ALL_CELLS} cells" + (" (`--quick`)." if len(result["rows"]) < ALL_CELLS else ".")
     yield ""
 
