@@ -17,10 +17,10 @@ from polyroute.nn.gates import Raw  # noqa: E402
 from polyroute.nn.inputs import PreAttention, Recurrent, TokenStream  # noqa: E402
 from polyroute.nn.losses import LBL, Entropy  # noqa: E402
 from polyroute.nn.moe import MoE, aux_losses, end_step, layers, routings  # noqa: E402
-from polyroute.nn.normalise import CandidateMask, Noise, SelectionBias, Sigmoid  # noqa: E402
+from polyroute.nn.normalise import CandidateMask, Noise, ProductLogSoftmax, SelectionBias, Sigmoid  # noqa: E402
 from polyroute.nn.routing import TokenContext  # noqa: E402
 from polyroute.nn.scorers import MLP, Cosine, ProductKeys  # noqa: E402
-from polyroute.nn.selection import Capacity, ExpertChoice, GroupTopK, TopK, TopP  # noqa: E402
+from polyroute.nn.selection import Capacity, ExpertChoice, GroupTopK, ProductTopK, TopK, TopP  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -194,6 +194,17 @@ def test_every_layer_says_what_it_decided() -> None:
     routing = routings(model)["1"]
     assert routing.gates_TE().sum(-1).allclose(torch.ones(6))
     assert routing.mask_TE().sum() == routing.count_E.sum() == 12
+
+
+def test_batch_norm_of_product_keys_leaves_padding_out() -> None:
+    torch.manual_seed(0)
+    parts = {"scorer": ProductKeys(2, 2, batch_norm=True), "norm": ProductLogSoftmax(), "gate": Raw()}
+    moe = MoE(8, 4, 4, select=ProductTopK(2), **parts).train()
+    x = torch.randn(1, 6, 8)
+    alone = moe(x)
+    padded = torch.cat([x, 50 * torch.randn(1, 3, 8)], dim=1)
+    ctx = TokenContext(padded[0], (1, 9), valid_T=torch.arange(9) < 6)
+    torch.testing.assert_close(moe(padded, context=ctx)[:, :6], alone)
 
 
 def test_the_same_seed_gives_the_same_bits() -> None:

@@ -67,7 +67,7 @@ class Router(nn.Module):
 
     def forward(self, ctx: TokenContext) -> Routing:
         r_TR = self.inp(ctx)
-        logits = self.scorer(r_TR, ctx.valid_T) if hasattr(self.scorer, "row_norm") else self.scorer(r_TR)
+        logits = self.scorer(r_TR, ctx.valid_T)
         require_finite("logits", logits)
         open_E = None
         for mod in self.mods:

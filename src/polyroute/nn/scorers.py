@@ -1,4 +1,7 @@
-"""Part 2, the score of each expert: r [T, R] -> logits [T, E], always in fp32."""
+"""Part 2, the score of each expert: r [T, R] -> logits [T, E], always in fp32.
+
+A scorer is called as `scorer(r_TR, valid_T)`: one that reads statistics of the batch leaves padding out of them.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,7 @@ class LinearScorer(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_experts)) if bias else None
         nn.init.normal_(self.weight, std=dim**-0.5 if std is None else std)
 
-    def forward(self, r_TR: Tensor) -> Tensor:
+    def forward(self, r_TR: Tensor, valid_T: Tensor | None = None) -> Tensor:
         with _fp32(r_TR):
             return F.linear(r_TR.float(), self.weight.float(), None if self.bias is None else self.bias.float())
 
@@ -64,7 +67,7 @@ class MLPScorer(nn.Module):
     def weight(self) -> Tensor:
         return self.second.weight
 
-    def forward(self, r_TR: Tensor) -> Tensor:
+    def forward(self, r_TR: Tensor, valid_T: Tensor | None = None) -> Tensor:
         with _fp32(r_TR):
             h = self.activation(F.linear(r_TR.float(), self.first.weight.float(), self.first.bias.float()))
             return F.linear(h, self.second.weight.float())
@@ -93,7 +96,7 @@ class CosineScorer(nn.Module):
         self.weight = nn.Parameter(torch.randn(num_experts, width or dim))
         self.log_temperature = nn.Parameter(torch.tensor(float(temperature)).log())
 
-    def forward(self, r_TR: Tensor) -> Tensor:
+    def forward(self, r_TR: Tensor, valid_T: Tensor | None = None) -> Tensor:
         with _fp32(r_TR):
             r = r_TR.float() if self.project is None else F.linear(r_TR.float(), self.project.weight.float())
             cosine = F.linear(F.normalize(r, dim=-1), F.normalize(self.weight.float(), dim=-1))

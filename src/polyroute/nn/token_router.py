@@ -60,7 +60,7 @@ class AsGiven:
             )
         return self
 
-    def __call__(self, r_TE: Tensor) -> Tensor:
+    def __call__(self, r_TE: Tensor, valid_T: Tensor | None = None) -> Tensor:
         return r_TE.float()
 
 
