@@ -129,7 +129,7 @@ def test_what_is_no_journal_is_named(write, tmp_path):
     later = sqlite3.connect(path)
     later.execute("PRAGMA user_version = 9")
     later.close()
-    with pytest.raises(OutcomesError, match="of version 1, got version 9"):
+    with pytest.raises(OutcomesError, match="of version 2 or before, got version 9"):
         load_journal(path)
 
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from journal_records import decision, feedback, name, outcome
@@ -16,6 +17,7 @@ from journal_records import decision, feedback, name, outcome
 from polyroute.errors import ConfigError
 from polyroute.gateway import journal_file
 from polyroute.gateway.journal import Journal
+from polyroute.gateway.journal_care import contents
 
 
 def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
@@ -89,7 +91,7 @@ def test_the_columns_are_the_published_ones(journal: Journal, path: Path) -> Non
     (row,) = rows(path, "SELECT decision_id, quality, source, json_extract(record, '$.metrics.quality') FROM feedback")
     assert row == (name(1), 0.5, "user", 0.5)
     assert rows(path, "PRAGMA journal_mode") == [("wal",)]
-    assert rows(path, "PRAGMA user_version") == [(1,)]
+    assert rows(path, "PRAGMA user_version") == [(2,)]
     assert rows(path, "PRAGMA auto_vacuum") == [(2,)]
 
 
@@ -370,11 +372,79 @@ def test_another_programs_database_is_left_alone(path: Path) -> None:
 def test_a_journal_of_a_later_version_is_left_alone(path: Path) -> None:
     Journal(path).close()
     with contextlib.closing(sqlite3.connect(path)) as connection:
-        connection.execute("PRAGMA user_version = 2")
+        connection.execute("PRAGMA user_version = 3")
     journal = Journal(path)
-    assert "schema 2 where this version reads 1" in journal.status().reason
+    assert "schema 3 where this version reads 2" in journal.status().reason
     assert journal.find(name(0)) is None
     journal.close(0.1)
+
+
+OLDER = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE totals (name TEXT NOT NULL, label TEXT NOT NULL, value REAL NOT NULL, PRIMARY KEY (name, label))
+    WITHOUT ROWID;
+CREATE TABLE decisions (
+    id TEXT PRIMARY KEY, time REAL NOT NULL, request_id TEXT NOT NULL, endpoint TEXT NOT NULL, requested TEXT NOT NULL,
+    policy TEXT NOT NULL, selected TEXT NOT NULL, propensity REAL NOT NULL, router TEXT NOT NULL,
+    artefact TEXT NOT NULL, features TEXT NOT NULL, prompt_tokens INTEGER, session TEXT, tenant TEXT,
+    dry_run INTEGER NOT NULL, embedding BLOB, record TEXT NOT NULL);
+CREATE TABLE outcomes (
+    decision_id TEXT PRIMARY KEY, time REAL NOT NULL, status INTEGER NOT NULL, state TEXT NOT NULL,
+    selected TEXT NOT NULL, attempts INTEGER NOT NULL, latency_s REAL, first_byte_s REAL, prompt_tokens INTEGER,
+    cached_tokens INTEGER, completion_tokens INTEGER, cost_usd REAL, dearest_usd REAL, error TEXT,
+    record TEXT NOT NULL);
+CREATE TABLE feedback (
+    decision_id TEXT NOT NULL, time REAL NOT NULL, source TEXT NOT NULL, quality REAL, record TEXT NOT NULL,
+    UNIQUE (decision_id, time, record));
+CREATE INDEX decisions_time ON decisions (time);
+CREATE INDEX outcomes_time ON outcomes (time);
+CREATE INDEX feedback_time ON feedback (time);
+INSERT INTO meta VALUES ('schema', '1'), ('created', '1');
+INSERT INTO totals VALUES ('decisions', 'large', 2.0);
+PRAGMA user_version = 1;
+PRAGMA application_id = 0x706F6C79;
+"""
+
+
+def version_1(path: Path, number: int) -> None:
+    """A journal as the first version wrote it, with a few decisions and their outcomes."""
+    path.parent.mkdir(exist_ok=True)
+    with contextlib.closing(sqlite3.connect(path)) as file, file:
+        file.executescript(OLDER)
+        for i in range(number):
+            d, o = decision(i), outcome(i)
+            plain = msgspec.structs.replace(d, embedding=None)
+            values = [*(getattr(d, name) for name in (
+                "id", "time", "request_id", "endpoint", "requested", "policy", "selected", "propensity", "router",
+                "artefact", "features", "prompt_tokens", "session", "tenant", "dry_run", "embedding"))]  # fmt: skip
+            file.execute(f"INSERT INTO decisions VALUES ({', '.join('?' * 17)})",
+                         [*values, msgspec.json.encode(plain).decode()])  # fmt: skip
+            values = [*(getattr(o, name) for name in (
+                "decision_id", "time", "status", "state", "selected", "attempts", "latency_s", "first_byte_s",
+                "prompt_tokens", "cached_tokens", "completion_tokens", "cost_usd", "dearest_usd", "error"))]  # fmt: skip
+            file.execute(f"INSERT INTO outcomes VALUES ({', '.join('?' * 15)})",
+                         [*values, msgspec.json.encode(o).decode()])  # fmt: skip
+
+
+def test_a_journal_of_the_first_version_is_read_and_then_converted(path: Path) -> None:
+    version_1(path, 5)
+    everything = "SELECT d.id, d.policy, d.propensity, d.dry_run, d.embedding, d.record FROM decisions d ORDER BY rowid"
+    yielded = "SELECT decision_id, time, status, state, cost_usd, latency_s, error, record FROM outcomes ORDER BY rowid"
+    before = rows(path, everything), rows(path, yielded)
+    assert contents(path).decisions == 5  # as it is
+    journal = Journal(path)
+    journal.decision(decision(5))
+    found = journal.find(name(3))
+    assert found is not None
+    assert found["outcome"]["cost_usd"] == 0.04
+    journal.close()
+    assert (rows(path, everything)[:5], rows(path, yielded)) == before
+    assert rows(path, "SELECT count(*) FROM decisions") == [(6,)]
+    assert rows(path, "PRAGMA user_version") == [(2,)]
+    assert rows(path, "SELECT value FROM meta WHERE key = 'schema'") == [("2",)]
+    assert rows(path, "SELECT value FROM totals WHERE name = 'decisions' AND label = 'large'") == [(3.0,)]
+    indices = rows(path, "SELECT name FROM sqlite_master WHERE type = 'index' AND name LIKE '%_time' ORDER BY name")
+    assert indices == [("decision_records_time",), ("feedback_time",), ("outcome_records_time",)]
 
 
 def test_a_file_deleted_while_running_is_made_again(journal: Journal, path: Path) -> None:
@@ -392,7 +462,7 @@ def test_a_file_deleted_while_running_is_made_again(journal: Journal, path: Path
 def test_a_record_that_nothing_can_hold_does_not_stop_the_others(journal: Journal, path: Path) -> None:
     journal.decision(decision(0))
     journal.outcome(outcome(0, usage={"odd": object()}))  # JSON cannot
-    journal.outcome(outcome(1, prompt_tokens=2**70))  # SQLite cannot
+    journal.outcome(outcome(1, time=2**70))  # SQLite cannot
     journal.decision(decision(1, requested="\ud800"))  # UTF-8 cannot
     journal.outcome(outcome(2, usage={"huge": 2**70, "nan": float("nan")}))  # fine
     journal.close()

@@ -14,7 +14,7 @@ from polyroute.data.prices import pool_of
 from polyroute.errors import OutcomesError
 from polyroute.types import Array, Outcomes, Query
 
-APPLICATION_ID, VERSION = 0x706F6C79, 1  # PRAGMA application_id and user_version of the schema read here
+APPLICATION_ID, VERSIONS = 0x706F6C79, (1, 2)  # PRAGMA application_id, and user_version of the schemas read here
 MEASURED = ("cost", "latency", "output_tokens")  # by the gateway; feedback does not replace them
 
 DECISIONS = """
@@ -79,9 +79,9 @@ def read(path: Path) -> tuple[list[tuple[Any, ...]], list[str], dict[str, dict[s
         file = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
         try:
             found = tuple(file.execute(f"PRAGMA {key}").fetchone()[0] for key in ("application_id", "user_version"))
-            if found != (APPLICATION_ID, VERSION):
+            if found[0] != APPLICATION_ID or found[1] not in VERSIONS:
                 raise OutcomesError(
-                    f"{path}: expected a polyroute journal of version {VERSION}, got "
+                    f"{path}: expected a polyroute journal of version {VERSIONS[-1]} or before, got "
                     + (f"version {found[1]}." if found[0] == APPLICATION_ID else "another program's database.")
                 )
             rows = file.execute(DECISIONS).fetchall()

@@ -27,7 +27,7 @@ class Call:
 
     __slots__ = (
         "answered", "began", "chunked", "front", "gone", "head", "keep_alive", "left", "parts", "scope", "size",
-        "taken", "task", "waiter", "wanted", "whole",
+        "started", "taken", "waiter", "wanted", "whole",
     )  # fmt: skip
 
     def __init__(self, front: Front, method: str, url: bytes, headers: list[tuple[bytes, bytes]]) -> None:
@@ -42,7 +42,7 @@ class Call:
             "extensions": {"polyroute.gone": self.when_gone},
         }  # fmt: skip
         self.keep_alive = True
-        self.task: asyncio.Task[None] | None = None
+        self.started = False  # its front has it served
         self.parts: list[bytes] = []
         self.size = 0
         self.whole = False  # the body has arrived
@@ -52,9 +52,6 @@ class Call:
         self.head = b""  # of an answer, held back until its body is there
         self.waiter: asyncio.Future[None] | None = None
         self.left: Callable[[], None] | None = None
-
-    def start(self) -> None:
-        self.task = self.front.loop.create_task(self.run())
 
     async def run(self) -> None:
         try:

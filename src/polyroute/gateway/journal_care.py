@@ -5,13 +5,17 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from polyroute.errors import JournalError, MissingExtraError
 from polyroute.gateway.journal_file import identify, open_to_read, read_sums
 
+STORES_OF = {
+    1: ("decisions", "outcomes", "feedback"),
+    2: ("decision_records", "outcome_records", "feedback"),
+}  # schema -> the tables that hold decisions, outcomes and feedback
 CHUNK = 2_000  # rows a transaction, so that a gateway that writes the same file hardly waits
 
 
@@ -64,10 +68,10 @@ def prune(path: Path, before: float, *, dry_run: bool = False) -> Pruned:
     size = path.stat().st_size
     try:
         with contextlib.closing(sqlite3.connect(path, timeout=10.0, isolation_level=None)) as file:
-            identify(file, path)
-            while remove(file, before):
+            tables = STORES_OF[identify(file, path)]
+            while remove(file, tables, before):
                 pass
-            for table in ("outcomes", "feedback"):
+            for table in tables[1:]:
                 file.execute(f"DELETE FROM {table} WHERE {alone}", (before,))
             file.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
             while file.execute("PRAGMA freelist_count").fetchone()[0]:
@@ -83,11 +87,11 @@ def count(file: sqlite3.Connection, query: str, *values: float) -> int:
     return int(file.execute(f"SELECT count(*) FROM {query}", values).fetchone()[0])
 
 
-def remove(file: sqlite3.Connection, before: float) -> int:
+def remove(file: sqlite3.Connection, tables: Sequence[str], before: float) -> int:
     """Remove some old decisions and all about them, in one transaction; how many."""
     file.execute("BEGIN IMMEDIATE")
-    ids = file.execute("SELECT id FROM decisions WHERE time < ? LIMIT ?", (before, CHUNK)).fetchall()
-    for table, key in (("outcomes", "decision_id"), ("feedback", "decision_id"), ("decisions", "id")):
+    ids = file.execute(f"SELECT id FROM {tables[0]} WHERE time < ? LIMIT ?", (before, CHUNK)).fetchall()
+    for table, key in zip(tables, ("id", "decision_id", "decision_id"), strict=True):
         file.executemany(f"DELETE FROM {table} WHERE {key} = ?", ids)
     file.execute("COMMIT")
     return len(ids)

@@ -1,7 +1,10 @@
 """The journal on disk: one SQLite file that other programs may read while the gateway writes it.
 
-Schema, version 1 (`PRAGMA user_version` = 1, `PRAGMA application_id` = APPLICATION_ID). All times are seconds since
+Schema, version 2 (`PRAGMA user_version` = 2, `PRAGMA application_id` = APPLICATION_ID). All times are seconds since
 the epoch, costs USD, latencies seconds. `record` is always the whole record as JSON (records.py), without `embedding`.
+`decisions` and `outcomes` are views: their tables, `decision_records` and `outcome_records`, hold only the key, `time`,
+`embedding` and `record`, and every other column is read out of `record`. In version 1 they were tables with all these
+columns: readers take either, a writer converts.
 
     decisions   id TEXT PRIMARY KEY, time REAL, request_id TEXT, endpoint TEXT, requested TEXT, policy TEXT,
                 selected TEXT, propensity REAL, router TEXT, artefact TEXT, features TEXT,
@@ -38,38 +41,56 @@ from polyroute.errors import JournalError
 from polyroute.gateway.records import DecisionRecord, FeedbackRecord, OutcomeRecord
 from polyroute.gateway.totals import Sums, TotalKey
 
-VERSION = 1
+VERSION = 2
+READABLE = (1, 2)
 APPLICATION_ID = 0x706F6C79  # "poly"
 
-TABLES = """
+DECIDED = {
+    "request_id": "TEXT", "endpoint": "TEXT", "requested": "TEXT", "policy": "TEXT", "selected": "TEXT",
+    "propensity": "REAL", "router": "TEXT", "artefact": "TEXT", "features": "TEXT", "prompt_tokens": "INTEGER",
+    "session": "TEXT", "tenant": "TEXT", "dry_run": "INTEGER",
+}  # fmt: skip
+YIELDED = {
+    "status": "INTEGER", "state": "TEXT", "selected": "TEXT", "attempts": "INTEGER", "latency_s": "REAL",
+    "first_byte_s": "REAL", "prompt_tokens": "INTEGER", "cached_tokens": "INTEGER", "completion_tokens": "INTEGER",
+    "cost_usd": "REAL", "dearest_usd": "REAL", "error": "TEXT",
+}  # fmt: skip
+
+
+def read_out(columns: Mapping[str, str]) -> str:
+    """Columns of a view that are taken from `record` by whoever reads them."""
+    return ", ".join(f"CAST(json_extract(record, '$.{name}') AS {kind}) AS {name}" for name, kind in columns.items())
+
+
+TABLES = f"""
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS totals (
     name TEXT NOT NULL, label TEXT NOT NULL, value REAL NOT NULL, PRIMARY KEY (name, label)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS decisions (
-    id TEXT PRIMARY KEY, time REAL NOT NULL, request_id TEXT NOT NULL, endpoint TEXT NOT NULL, requested TEXT NOT NULL,
-    policy TEXT NOT NULL, selected TEXT NOT NULL, propensity REAL NOT NULL, router TEXT NOT NULL,
-    artefact TEXT NOT NULL, features TEXT NOT NULL, prompt_tokens INTEGER, session TEXT, tenant TEXT,
-    dry_run INTEGER NOT NULL, embedding BLOB, record TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS outcomes (
-    decision_id TEXT PRIMARY KEY, time REAL NOT NULL, status INTEGER NOT NULL, state TEXT NOT NULL,
-    selected TEXT NOT NULL, attempts INTEGER NOT NULL, latency_s REAL, first_byte_s REAL, prompt_tokens INTEGER,
-    cached_tokens INTEGER, completion_tokens INTEGER, cost_usd REAL, dearest_usd REAL, error TEXT,
-    record TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS decision_records (
+    id TEXT PRIMARY KEY, time REAL NOT NULL, embedding BLOB, record TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS outcome_records (decision_id TEXT PRIMARY KEY, time REAL NOT NULL, record TEXT NOT NULL);
+CREATE VIEW IF NOT EXISTS decisions AS
+    SELECT rowid AS rowid, id, time, embedding, record, {read_out(DECIDED)} FROM decision_records;
+CREATE VIEW IF NOT EXISTS outcomes AS
+    SELECT rowid AS rowid, decision_id, time, record, {read_out(YIELDED)} FROM outcome_records;
 CREATE TABLE IF NOT EXISTS feedback (
     decision_id TEXT NOT NULL, time REAL NOT NULL, source TEXT NOT NULL, quality REAL, record TEXT NOT NULL,
     UNIQUE (decision_id, time, record));
-CREATE INDEX IF NOT EXISTS decisions_time ON decisions (time);
-CREATE INDEX IF NOT EXISTS outcomes_time ON outcomes (time);
-CREATE INDEX IF NOT EXISTS feedback_time ON feedback (time);
-"""
+CREATE INDEX IF NOT EXISTS decision_records_time ON decision_records (time);
+CREATE INDEX IF NOT EXISTS outcome_records_time ON outcome_records (time);
+CREATE INDEX IF NOT EXISTS feedback_time ON feedback (time)"""
 
 # The same row written twice is one row: a batch may be retried after an error that came too late to matter.
-INSERT = {
-    "decisions": "INSERT OR REPLACE INTO decisions VALUES",
-    "outcomes": "INSERT OR REPLACE INTO outcomes VALUES",
-    "feedback": "INSERT OR IGNORE INTO feedback VALUES",
+STORED = {
+    "decision_records": ("id", "time", "embedding", "record"),
+    "outcome_records": ("decision_id", "time", "record"),
+    "feedback": ("decision_id", "time", "source", "quality", "record"),
 }
-TUPLE = {"decisions": f"({', '.join('?' * 17)})", "outcomes": f"({', '.join('?' * 15)})", "feedback": "(?, ?, ?, ?, ?)"}
+INSERT = {
+    table: f"INSERT OR {'IGNORE' if table == 'feedback' else 'REPLACE'} INTO {table} ({', '.join(names)}) VALUES"
+    for table, names in STORED.items()
+}
+TUPLE = {table: f"({', '.join('?' * len(names))})" for table, names in STORED.items()}
 TOGETHER = 50  # rows one statement inserts: each statement hands the interpreter's lock back and forth once
 ADD_TOTAL = """INSERT INTO totals VALUES (?, ?, ?)
     ON CONFLICT (name, label) DO UPDATE SET value = value + excluded.value"""
@@ -93,21 +114,14 @@ class Row(NamedTuple):
 def row_of(record: DecisionRecord | OutcomeRecord | FeedbackRecord) -> Row:
     """The row a record becomes. Raises: whatever msgspec finds that JSON or UTF-8 cannot hold."""
     if isinstance(record, DecisionRecord):
-        r, embedding = record, record.embedding
-        text = msgspec.json.encode(msgspec.structs.replace(r, embedding=None) if embedding else r).decode()
-        values: tuple[Any, ...] = (
-            r.id, r.time, r.request_id, r.endpoint, r.requested, r.policy, r.selected, r.propensity, r.router,
-            r.artefact, r.features, r.prompt_tokens, r.session, r.tenant, r.dry_run, embedding, text,
-        )  # fmt: skip
-        return Row("decisions", values, len(text) + len(embedding or b"") + 400)
+        embedding = record.embedding
+        plain = msgspec.structs.replace(record, embedding=None) if embedding else record
+        text = msgspec.json.encode(plain).decode()
+        size = len(text) + len(embedding or b"") + 400
+        return Row("decision_records", (record.id, record.time, embedding, text), size)
     text = msgspec.json.encode(record).decode()
     if isinstance(record, OutcomeRecord):
-        o = record
-        values = (
-            o.decision_id, o.time, o.status, o.state, o.selected, o.attempts, o.latency_s, o.first_byte_s,
-            o.prompt_tokens, o.cached_tokens, o.completion_tokens, o.cost_usd, o.dearest_usd, o.error, text,
-        )  # fmt: skip
-        return Row("outcomes", values, len(text) + 400)
+        return Row("outcome_records", (record.decision_id, record.time, text), len(text) + 400)
     f = record
     return Row("feedback", (f.decision_id, f.time, f.source, f.metrics.get("quality"), text), len(text) + 200)
 
@@ -129,9 +143,11 @@ def open_to_write(path: Path, now: float) -> sqlite3.Connection:
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute("PRAGMA wal_autocheckpoint = 16384")  # pages; `checkpoint` is called long before
         connection.execute("BEGIN IMMEDIATE")
-        if identify(connection, path) == 0:
-            for statement in TABLES.split(";"):
-                connection.execute(statement)
+        found = identify(connection, path)
+        if found == 1:
+            convert(connection)
+        elif found == 0:
+            run_all(connection, TABLES)
             connection.execute("INSERT INTO meta VALUES ('schema', ?), ('created', ?)", (str(VERSION), str(now)))
             connection.execute(f"PRAGMA user_version = {VERSION}")
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
@@ -140,6 +156,25 @@ def open_to_write(path: Path, now: float) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def run_all(connection: sqlite3.Connection, script: str) -> None:
+    """Statements one by one, inside whatever transaction is open; `executescript` would end it."""
+    for statement in script.split(";"):
+        connection.execute(statement)
+
+
+def convert(connection: sqlite3.Connection) -> None:
+    """From version 1, where every column was stored, within the transaction that opens the file."""
+    for old in ("decisions", "outcomes"):
+        connection.execute(f"ALTER TABLE {old} RENAME TO {old}_1")
+    run_all(connection, TABLES)
+    for new, old in (("decision_records", "decisions_1"), ("outcome_records", "outcomes_1")):
+        names = ", ".join(STORED[new])
+        connection.execute(f"INSERT INTO {new} ({names}) SELECT {names} FROM {old} ORDER BY rowid")
+        connection.execute(f"DROP TABLE {old}")
+    connection.execute("UPDATE meta SET value = ? WHERE key = 'schema'", (str(VERSION),))
+    connection.execute(f"PRAGMA user_version = {VERSION}")
 
 
 def open_to_read(path: Path, timeout_s: float = 1.0) -> sqlite3.Connection:
@@ -165,7 +200,7 @@ def identify(connection: sqlite3.Connection, path: Path) -> int:
         return 0
     if application != APPLICATION_ID:
         raise JournalError(path, f"another program's database with {tables} tables", hint="Name another path.")
-    if version != VERSION:
+    if version not in READABLE:
         raise JournalError(path, f"schema {version} where this version reads {VERSION}", hint="Name another path.")
     return int(version)
 
