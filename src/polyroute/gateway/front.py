@@ -172,7 +172,7 @@ class Front(asyncio.Protocol):
     # what follows
 
     def begin(self, call: Call) -> None:
-        """Have a call served, by the task that served the ones before it; a task for each would be a tenth of its cost."""
+        """Have a call served, by the task that served those before it; one for each would be a tenth of its cost."""
         call.started = True
         if self.task is None:
             self.task = self.loop.create_task(self.serve())

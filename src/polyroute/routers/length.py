@@ -114,7 +114,8 @@ class Length:
 
 def capped(mean: Array, std: Array, queries: Sequence[Query]) -> tuple[Array, Array]:
     """mean and std [n, m] of completion tokens within what each query allows; the std shrinks with the mean."""
-    if all(query.max_output is None for query in queries):
+    limits = [query.max_output for query in queries if query.max_output is not None]
+    if not limits or not mean.size or min(limits) >= mean.max():
         return mean, std
     limit = np.array([np.inf if q.max_output is None else q.max_output for q in queries], float)[:, None]
     within = np.minimum(mean, limit)

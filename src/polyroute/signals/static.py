@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from array import array
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -46,7 +47,7 @@ CENTRE: dict[str, float] = {
 }  # fmt: skip
 SPREAD = 1.246  # root mean square distance from CENTRE there, weighted
 SURFACE_NORM = 0.7  # of the surface block, where the token block has 1
-UNIT = np.float32(1 / np.hypot(1.0, SURFACE_NORM))  # brings both together to about length 1
+UNIT = float(1 / np.hypot(1.0, SURFACE_NORM))  # brings both together to about length 1
 
 
 class Static:
@@ -71,7 +72,7 @@ class Static:
         files = [package_file("wordllama", f, "embed") if folder is None else folder / f for f in (WEIGHTS, TOKENIZER)]
         self.bits = half_table(files[0], TENSOR)
         self.words = Words(Tokenizer.from_file(str(files[1])), self.sum_of)
-        self.surface = SurfaceBlock()
+        self.surface = SurfaceBlock(SURFACE_NORM * UNIT)
 
     def __call__(self, texts: Sequence[str]) -> Array:
         """[n, dim] float32."""
@@ -81,7 +82,7 @@ class Static:
             sums = np.frombuffer(b"".join(self.words(text)), dtype=np.float32).reshape(-1, 256)
             total = np.add.reduce(sums, axis=0)
             np.multiply(total, UNIT / (math.sqrt(total @ total) or 1.0), out=row[:256])
-        np.multiply(self.surface(texts), UNIT, out=out[:, 256:])
+        out[:, 256:] = self.surface(texts)
         return out
 
     def sum_of(self, tokens: list[int]) -> bytes:
@@ -91,22 +92,20 @@ class Static:
 
 
 class SurfaceBlock:
-    """Surface features centred and scaled to stand beside a unit vector: [n, surface.DIM], about SURFACE_NORM long.
+    """Surface features centred and scaled to stand beside a unit vector: [n, surface.DIM], about `norm` long.
 
     Shares of characters vary little and count double; the first and the last character vary a lot and count half.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, norm: float = SURFACE_NORM) -> None:
         self.centre = np.array([CENTRE.get(name, 0.0) for name in surface.NAMES], dtype=np.float32)
         weight = np.array([surface_weight(name) for name in surface.NAMES], dtype=np.float32)
-        self.scale = weight * np.float32(SURFACE_NORM / SPREAD)
+        self.scale = weight * np.float32(norm / SPREAD)
 
     def __call__(self, texts: Sequence[str]) -> Array:
-        rows = [surface.features(sample(text, MAX_CHARACTERS)) for text in texts]
-        features = np.array(rows, dtype=np.float32).reshape(len(texts), surface.DIM)
-        features -= self.centre
-        features *= self.scale
-        return features
+        rows = [array("f", surface.features(sample(text, MAX_CHARACTERS))) for text in texts]
+        features = np.frombuffer(b"".join(rows), dtype=np.float32).reshape(len(texts), surface.DIM)
+        return (features - self.centre) * self.scale
 
 
 def writable(text: str) -> str:
