@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 CONFIG ?=
+JOBS ?= 2
 MODELS ?= qwen2.5-coder-0.5b qwen2.5-coder-1.5b
 
 .PHONY: serve test test-slow lint docs bench-gateway bench-moe demo-replay clean install
@@ -23,8 +24,8 @@ serve: $(VENV)/serve.done ## install, fetch the local models, run the gateway
 
 install: $(VENV)/test.done
 
-test: $(VENV)/test.done lint ## the checks and all fast tests
-	$(RUN) -m pytest
+test: $(VENV)/test.done lint ## the checks and all fast tests, in JOBS processes
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --dist loadfile
 
 test-slow: $(VENV)/test.done ## minutes-long proofs and real models
 	$(RUN) -m pytest -m slow
