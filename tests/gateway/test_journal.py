@@ -421,7 +421,8 @@ def version_1(path: Path, number: int) -> None:
                          [*values, msgspec.json.encode(plain).decode()])  # fmt: skip
             values = [*(getattr(o, name) for name in (
                 "decision_id", "time", "status", "state", "selected", "attempts", "latency_s", "first_byte_s",
-                "prompt_tokens", "cached_tokens", "completion_tokens", "cost_usd", "dearest_usd", "error"))]  # fmt: skip
+                "prompt_tokens", "cached_tokens", "completion_tokens", "cost_usd", "dearest_usd", "error",
+            ))]  # fmt: skip
             file.execute(f"INSERT INTO outcomes VALUES ({', '.join('?' * 15)})",
                          [*values, msgspec.json.encode(o).decode()])  # fmt: skip
 

@@ -10,11 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polyroute.gateway.wire import (
+    EVENT_END,
     Stream,
     ask_for_usage,
     downstream_headers,
     drop_field,
+    event_ends,
     fields,
+    finish_given,
     one_line,
     read_view,
     replace_model,
@@ -95,6 +98,24 @@ def test_fields_give_the_spans_of_top_level_values():
 def chunk(content: str, **extra: object) -> bytes:
     choice = {"index": 0, "delta": {"content": content}, "finish_reason": None}
     return b"data: " + json.dumps({"id": "c", "model": "m", "choices": [choice], **extra}).encode() + b"\n\n"
+
+
+@given(st.lists(st.sampled_from([b"\n", b"\n\n", b"\r\n", b"\r", b"data: {}", b"x", b""]), max_size=12).map(b"".join))
+def test_events_end_where_the_pattern_says(text: bytes) -> None:
+    assert event_ends(text) == [end.end() for end in EVENT_END.finditer(text)]
+    unix = text.replace(b"\r", b"")
+    assert event_ends(unix) == [end.end() for end in EVENT_END.finditer(unix)]
+
+
+@pytest.mark.parametrize(
+    ("reasons", "ended"),
+    [([None], False), ([None, None], False), (["stop"], True), ([None, "length"], True), (["stop", None], True)],
+)
+@pytest.mark.parametrize("separators", [(",", ":"), (", ", ": ")])
+def test_a_finish_reason_of_any_choice_counts(reasons, ended, separators) -> None:
+    choices = [{"index": i, "delta": {}, "finish_reason": reason} for i, reason in enumerate(reasons)]
+    event = b"data: " + json.dumps({"choices": choices}, separators=separators).encode() + b"\n\n"
+    assert finish_given(event) is ended
 
 
 FINAL = b'data: {"id":"c","choices":[{"index":0,"delta":{},"finish_reason":"stop"}],"usage":null}\n\n'

@@ -206,9 +206,9 @@ class Stream:
         text = self.carry + chunk if self.carry else chunk
         last = 0
         out = []
-        for end in EVENT_END.finditer(text):
-            out.append(self.event(text[last : end.end()]))
-            last = end.end()
+        for end in event_ends(text):
+            out.append(self.event(text[last:end]))
+            last = end
         if len(text) - last > LONGEST_EVENT:  # no event stream we know; let it pass as it is
             out.append(text[last:])
             last = len(text)
@@ -234,6 +234,12 @@ class Stream:
     def accounted(self, event: bytes) -> bytes:
         """An event that may carry usage or an error."""
         self.finished = self.finished or finish_given(event)
+        if (
+            event.startswith(b"data:")
+            and event.count(b'"usage"') == event.count(b'"usage":null') == 1
+            and (b'"error"' not in event)
+        ):  # nothing to read: most events of a stream that will tell its usage
+            return NULL_USAGE.sub(b"", event, count=1) if self.hide_usage else event
         head, found, payload = event.partition(b"data:")
         if not found or head.strip():
             return event
@@ -256,11 +262,25 @@ class Stream:
         return head + found + b" " + drop_field(payload.lstrip(), "usage") + tail
 
 
+def event_ends(text: bytes) -> list[int]:
+    """Where each complete event of a stream ends, its blank line included."""
+    if b"\r" in text:
+        return [end.end() for end in EVENT_END.finditer(text)]
+    ends = []
+    at = text.find(b"\n\n")  # ten times as fast as the pattern, and nearly every stream is written so
+    while at >= 0:
+        ends.append(at + 2)
+        at = text.find(b"\n\n", at + 2)
+    return ends
+
+
 FINISH = re.compile(rb'"finish_reason"\s*:\s*"')
 
 
 def finish_given(event: bytes) -> bool:
-    return FINISH.search(event) is not None
+    """Some choice of this event says why it ended."""
+    named = event.count(b'"finish_reason"')
+    return named != event.count(b'"finish_reason":null') and FINISH.search(event) is not None
 
 
 HOP_BY_HOP = frozenset(
