@@ -46,6 +46,23 @@ def test_forbidden_candidates_come_last(asarray):
     assert index.tolist() == [[1, 3]]
 
 
+@pytest.mark.torch
+@given(st.integers(0, 2**32 - 1), st.sampled_from([1, 2, 3]), st.integers(8, 64), st.floats(0.0, 1.0))
+@settings(max_examples=80, deadline=None)
+def test_torch_finds_a_few_as_its_own_sort_does(seed, k, num_columns, share_forbidden):
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(seed)
+    scores = rng.integers(6, size=(5, num_columns)).astype(np.float32)  # ties
+    scores[rng.random(scores.shape) < share_forbidden] = -np.inf  # rows with fewer than k left, or none
+    x = torch.tensor(scores, requires_grad=True)
+    index, weight, _ = top_k(x, k)
+    assert torch.equal(weight, x.topk(k, dim=-1).values)
+    assert torch.equal(weight, x.gather(1, index))
+    assert all(len(set(row)) == k for row in index.tolist())
+    (slope,) = torch.autograd.grad(weight.sum(), x)
+    assert torch.equal(slope, torch.zeros_like(x).scatter(1, index, 1.0))
+
+
 @pytest.mark.parametrize("asarray", BACKENDS)
 def test_argmax_takes_the_first_of_several_best(asarray):
     index, weight, propensity = argmax(asarray([[0.0, 2.0, 2.0], [1.0, 0.0, -1.0]]))
