@@ -75,6 +75,7 @@ def test_fit_finds_where_deep_wins_and_a_saved_gate_is_the_same(world):
     params, arrays = gate.state()
     again = ThinkGate.from_state(json.loads(json.dumps(params)), arrays)
     assert (again.chance(queries) == chance).all()
+    assert (again.covariance_ == gate.covariance_).all()
 
 
 def test_the_band_holds_a_conversation_and_propensities_are_those_of_the_draw(world):
@@ -102,6 +103,35 @@ def test_complaints_alone_do_not_fool_the_gate_with_inverse_propensities(world, 
         gate.feedback(turn, switched=turn.tier == "fast" and gain[i] > 0 and rng.random() < 0.3)
     off = abs(gate.chance(queries).mean() - gain.mean())
     assert bool(off < 0.08) is honest
+
+
+def test_one_pass_of_audits_teaches_what_judged_pairs_do(world):
+    queries, gain, _ = world
+    offline, online = ThinkGate().fit(queries, gain), ThinkGate(l2_online=10.0).start(queries, 0.2)
+    rng = np.random.default_rng(3)
+    for i in range(len(queries)):
+        online.feedback(online.decide(queries[i], rng)._replace(tier="deep"), gain=float(gain[i]))
+    assert online.chance(queries) == pytest.approx(offline.chance(queries), abs=0.03)
+    assert online.weight_[1:] == pytest.approx(offline.weight_[1:], abs=0.1)
+
+
+@pytest.mark.parametrize("switched", [True, False])
+@pytest.mark.parametrize("propensity", [0.9, 0.5, 0.01])
+def test_a_fast_turn_moves_the_gate_along_the_likelihood_of_its_switch(world, switched, propensity):
+    queries, gain, _ = world
+    gate = ThinkGate(report_rate=0.4, cap=5.0).fit(queries, gain)
+    before, covariance = gate.weight_.copy(), gate.covariance_.copy()
+    phi = gate.phi(queries[:1])[0]
+
+    def log_likelihood(logit):
+        seen = 0.4 / (1 + np.exp(-logit))
+        return 0.3 * min(1 / propensity, 5.0) * np.log(seen if switched else 1 - seen)
+
+    logit = phi @ before
+    slope = (log_likelihood(logit + 1e-5) - log_likelihood(logit - 1e-5)) / 2e-5
+    gate.feedback(Turn("fast", propensity, 0.5, phi), switched=switched)
+    assert gate.weight_ - before == pytest.approx(slope * (gate.covariance_ @ phi), rel=1e-4)
+    assert phi @ gate.covariance_ @ phi < phi @ covariance @ phi
 
 
 def test_audits_and_preferences_teach(world):
@@ -141,6 +171,8 @@ def test_wrong_input_is_named(world):
         ThinkGate().fit(queries, np.full(len(queries), np.nan))
     with pytest.raises(NotFittedError):
         ThinkGate().chance(queries)
+    with pytest.raises(ConfigError, match="cap"):
+        ThinkGate(cap=0.5)
     with pytest.raises(ConfigError, match="explore"):
         ThinkGate(explore=2.0)
     with pytest.raises(ConfigError, match="preferred"):

@@ -1,16 +1,24 @@
 """Proof of system 26, a fast and a deep tier: a gate from judged pairs, and the same from what users do.
 
-Mixtral is fast, GPT-4 deep; the RouteLLM table, five seeded splits by group. Claim: (1) ordering held-out queries by
-the gate fitted on judged pairs has a higher APGR (mean share of the gap between the two recovered, over all shares of
-deep calls) than a random order; (2) from a gate that knows nothing, one pass over the training queries, in which a turn
-is audited (both judged) with probability 0.4, compared by its user with 0.2 (wrong in a fifth), and switched away from
-fast by 0.3 of those whom deep would have served better, reaches at least half of the offline gate's gain over random;
+This is the second version. The first claimed half of the offline gain online, over five splits, and missed it by the
+interval at seed 0 (+2.1 points [-0.2, 4.4] beyond the half); and a mean P(deep wins) from switches alone at most 8
+points off, which failed at seed 7 (10 points off [-4.5, 24.9]). Why: steps of 12 / sqrt(t), with labels of 1 / (report
+rate) weighed by up to 19 times another's, so that one rare event moved the gate by logits; and a report rate from some
+55 turns that deep would have won. Changed: the gate moves to the mode of its posterior with the likelihood of a switch
+itself (P = report rate * P(deep wins)) in the place of a scaled label, under a prior that expects logits of about 0.6;
+inverse propensities are capped at 5; the report rate comes from 1,000 audited turns in the place of 300; twenty splits
+for five. Claim (2) is 80 % of the offline gain in the place of 50; the 90 % that the specification hopes for is not
+claimed, since a gate fitted offline on the audited turns alone reaches only some 93 %.
+Mixtral is fast, GPT-4 deep; the RouteLLM table, seeded splits by group. Claim: (1) ordering held-out queries by the
+gate fitted on judged pairs has a higher APGR (mean share of the gap between the two recovered, over all shares of deep
+calls) than a random order; (2) from a gate that knows nothing, one pass over the training queries, in which a turn is
+audited (both judged) with probability 0.4, compared by its user with 0.2 (wrong in a fifth), and switched away from
+fast by 0.3 of those whom deep would have served better, reaches at least 80 % of the offline gate's gain over random;
 (3) from switches alone, users of whom only the dissatisfied switch, the gate with inverse propensities puts the mean
-P(deep wins) on held-out queries at most 8 points from the truth. The report rate comes from 300 audited turns.
-Dropped after the first development runs: 90 % of the offline gain (steps of 1 / sqrt(t) reached 60 to 75 %) and parity
-with a shrunk kNN (1.7 points of APGR below it). Costs are estimates and not claimed.
-Baselines: random order; the offline gate; the kNN in the rows. Falsifier: (3) with each switch taken as a plain label.
-Users are simulated; quality is the table's.
+P(deep wins) on held-out queries at most 8 points from the truth.
+Baselines: random order; the offline gate; a shrunk kNN in the rows, which the gate is not claimed to beat. Falsifier:
+(3) with each switch taken as a plain label. Users are simulated; quality is the table's; its costs are estimates and
+not claimed. The splits overlap: the interval is that of the mean over splits of this table.
 """
 
 from __future__ import annotations
@@ -25,8 +33,9 @@ from polyroute.routers.knn import KNN
 from polyroute.types import Array, Outcomes, Rng
 
 AUDITED, COMPARED, MISTAKEN, SWITCH = 0.4, 0.2, 0.2, 0.3
-AUDITS = 300  # turns from which the report rate is estimated
-SHARE, OFF = 0.5, 8.0  # of the gain, points
+AUDITS = 1000  # turns from which the report rate is estimated
+SHARE, OFF = 0.8, 8.0  # of the gain, points
+SPLITS = 20
 
 
 def live(gate: ThinkGate, outcomes: Outcomes, gain: Array, rng: Rng, *, switches_only: bool = False) -> ThinkGate:
@@ -60,6 +69,7 @@ def one_seed(outcomes: Outcomes, weak: int, strong: int, seed: int) -> dict[str,
     found = {f"APGR {name}": pair_summary(p, truth).apgr for name, p in chance.items()}
     found["APGR kNN"] = pair_summary(near[:, strong] - near[:, weak], truth).apgr
     found |= {f"mean {name}": float(p.mean()) for name, p in chance.items()}
+    found |= {f"deep {name}": float((p > bar).mean()) for name, p in chance.items()}
     return found | {"deep wins": float((truth > 0).mean()), "report rate": rate}
 
 
@@ -69,10 +79,10 @@ def new_gate(train: Outcomes, bar: float, rate: float, ipw: bool = True) -> Thin
 
 
 def prove(seed: int) -> Proof:
-    """Five seeded splits of the RouteLLM table."""
+    """Twenty seeded splits of the RouteLLM table."""
     outcomes = full_table("routellm")
     weak, strong = weak_and_strong(outcomes)
-    seeds = range(seed, seed + 5)
+    seeds = range(seed, seed + SPLITS)
     found = [one_seed(outcomes, weak, strong, s) for s in seeds]
 
     def apgr(name: str) -> list[float]:
@@ -84,14 +94,14 @@ def prove(seed: int) -> Proof:
     kept = [on - SHARE * full for on, full in zip(apgr("online"), apgr("offline"), strict=True)]
     effects: list[Effect] = [
         effect_over_seeds("APGR of the offline gate over a random order", apgr("offline"), "points"),
-        effect_over_seeds("APGR gained online less half of that gained offline", kept, "points"),
+        effect_over_seeds("APGR gained online less 80 % of that gained offline", kept, "points"),
         effect_over_seeds("mean P(deep wins) from switches alone, at most 8 points off", off("switches, IPW"),
                           "points off", -OFF),
     ]  # fmt: skip
     names = ("offline", "online", "switches, IPW", "switches, plain")
     rows = [
         {"gate": n, "APGR": mean_of(found, f"APGR {n}"), "mean P(deep wins)": mean_of(found, f"mean {n}"),
-         "deep wins": mean_of(found, "deep wins")}
+         "deep wins": mean_of(found, "deep wins"), "sent deep": mean_of(found, f"deep {n}")}
         for n in names
     ]  # fmt: skip
     return Proof(
@@ -106,7 +116,7 @@ def prove(seed: int) -> Proof:
         ),
         seeds=list(seeds),
         rows=rows,
-        notes=f"users are simulated on recorded outcomes; APGR of a shrunk kNN fitted on judged pairs: "
+        notes=f"Second version. Users are simulated on recorded outcomes; APGR of a shrunk kNN fitted on judged pairs: "
         f"{mean_of(found, 'APGR kNN'):.3f}; online gain as a share of the offline one: "
         f"{np.mean(apgr('online')) / np.mean(apgr('offline')):.2f}",
         figures={name: mean_of(found, name) for name in found[0]},
