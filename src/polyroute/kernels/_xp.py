@@ -54,7 +54,8 @@ def _top_k_torch(x: Array, k: int) -> tuple[Array, Array]:
     few = k <= 3 and 8 <= x.shape[-1] <= 64 and x.ndim == 2
     if not few or x.device.type != "cpu" or not x.is_floating_point() or torch.compiler.is_compiling():
         return tuple(x.topk(k, dim=-1))
-    rest, columns = x.detach(), []  # on a CPU a search for each of a few beats sorting a part of every row
+    rest = x.detach()
+    columns: list[Array] = []  # on a CPU a search for each of a few beats sorting a part of every row
     for i in range(k):
         if i:
             rest = rest.scatter(-1, columns[-1], -torch.inf)
