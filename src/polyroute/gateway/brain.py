@@ -117,7 +117,10 @@ class Brain:
 
     def dearest_usd(self, prompt_tokens: int, completion_tokens: int) -> float:
         """What that many tokens cost at the dearest candidate of the pool, USD."""
-        return max((prompt_tokens * a + completion_tokens * b for a, b in self.dearest), default=0.0) / 1e6
+        most = 0.0
+        for price_in, price_out in self.dearest:
+            most = max(most, prompt_tokens * price_in + completion_tokens * price_out)
+        return most / 1e6
 
     async def signals(
         self, view: View, endpoint: str, session: str | None = None, tenant: str | None = None

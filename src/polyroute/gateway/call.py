@@ -16,7 +16,7 @@ from polyroute.gateway.answers import Message, error_body
 if TYPE_CHECKING:
     from polyroute.gateway.front import Front
 
-STATUS_LINES = {status.value: b"HTTP/1.1 %d %b\r\n" % (status, status.phrase.encode()) for status in HTTPStatus}
+STATUS_LINES = {status.value: b"HTTP/1.1 %d %b" % (status, status.phrase.encode()) for status in HTTPStatus}
 GONE: Message = {"type": "http.disconnect"}
 BODILESS = (204, 304)
 log = logging.getLogger("polyroute.gateway")
@@ -171,9 +171,10 @@ class Call:
             pairs.append((b"transfer-encoding", b"chunked"))
         if not self.keep_alive or not self.whole:
             pairs.append((b"connection", b"close"))
-        lines = [b"%b: %b\r\n" % pair for pair in pairs]
-        head = (STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status) + b"".join(lines) + b"\r\n"
-        if head.count(b"\n") != len(lines) + 2:
+        lines = [STATUS_LINES.get(status) or b"HTTP/1.1 %d " % status]
+        lines += map(b": ".join, pairs)
+        head = b"\r\n".join(lines) + b"\r\n\r\n"
+        if head.count(b"\n") != len(lines) + 1:
             raise RuntimeError("expected headers of one line each")
         self.began = True
         return head

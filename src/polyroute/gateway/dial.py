@@ -18,6 +18,7 @@ HOP_BY_HOP = frozenset(
     [b"connection", b"content-length", b"expect", b"keep-alive", b"proxy-authorization", b"proxy-connection", b"te",
      b"trailer", b"transfer-encoding", b"upgrade"]
 )  # fmt: skip
+BODILESS = frozenset(("GET", "HEAD", "OPTIONS", "TRACE"))  # methods that need no length where there is no body
 MAX_PROXY_HEAD = 16 * 1024  # bytes of a proxy's answer to CONNECT
 
 
@@ -72,27 +73,16 @@ def request_head(
     num_body: bytes of the body. proxy: what a proxy for plain HTTP wants before the path and after the headers.
     Raises: UpstreamError (protocol) where a line break hides in a value.
     """
-    parts = [method.encode(), b" ", proxy[0], target.path, b" HTTP/1.1\r\n"]
-    host_given, num_lines = False, 2
-    for name, value in headers:
-        lower = name.lower()
-        if lower in HOP_BY_HOP:
-            continue
-        if lower == b"host":
-            host_given = True
-        parts += (name, b": ", value, b"\r\n")
-        num_lines += 1
-    if not host_given:
-        parts[5:5] = (b"host: ", target.authority, b"\r\n")
-        num_lines += 1
-    if num_body or method not in ("GET", "HEAD", "OPTIONS", "TRACE"):
-        parts += (b"content-length: ", b"%d" % num_body, b"\r\n")
-        num_lines += 1
-    for name, value in proxy[1]:
-        parts += (name, b": ", value, b"\r\n")
-        num_lines += 1
-    parts.append(b"\r\n")
-    head = b"".join(parts)
+    lines = [b"%b %b%b HTTP/1.1" % (method.encode(), proxy[0], target.path)]
+    names = [name.lower() for name, _ in headers]
+    if b"host" not in names:
+        lines.append(b"host: " + target.authority)
+    lines += [b": ".join(pair) for pair, name in zip(headers, names, strict=True) if name not in HOP_BY_HOP]
+    if num_body or method not in BODILESS:
+        lines.append(b"content-length: %d" % num_body)
+    lines += map(b": ".join, proxy[1])
+    num_lines = len(lines) + 1
+    head = b"\r\n".join(lines) + b"\r\n\r\n"
     if head.count(b"\n") != num_lines or head.count(b"\r") != num_lines or b"\0" in head:
         raise UpstreamError("protocol", "Request head: expected no line breaks in the method or a header, got some.")
     return head

@@ -225,7 +225,7 @@ class Front(asyncio.Protocol):
         """Answer what is no request, unless an answer is under way, and hang up."""
         if self.call is None or (not self.call.started and not self.waiting):
             body = error_body(status, message)
-            head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
+            head = b"\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
             self.transport.write(STATUS_LINES[status] + head + body)
         self.last = True
         self.transport.close()

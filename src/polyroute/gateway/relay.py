@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass, field
+from functools import lru_cache
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -175,14 +176,10 @@ def decision_headers(road: Exchange) -> Headers:
     overhead = (perf_counter() - road.started - road.upstream_s) * 1e3
     reason = record.because if road.attempts == 1 else f"fallback after {road.error}"
     found = [
-        (b"x-polyroute-schema", b"1"),
+        *names_told(record.requested, road.candidate.id, record.policy, road.path_taken),
         (b"x-polyroute-request-id", one_line(road.request_id)),
         (b"x-polyroute-decision-id", record.id.encode()),
-        (b"x-polyroute-requested-model", one_line(record.requested)),
-        (b"x-polyroute-selected-model", one_line(road.candidate.id)),
-        (b"x-polyroute-policy", one_line(record.policy)),
         (b"x-polyroute-reason", one_line(reason)),
-        (b"x-polyroute-path", road.path_taken.encode()),
         (b"x-polyroute-attempts", b"%d" % road.attempts),
         (b"x-polyroute-overhead-ms", b"%.3f" % overhead),
     ]
@@ -194,6 +191,18 @@ def decision_headers(road: Exchange) -> Headers:
     if b"x-polyroute-debug" in road.headers:
         found.append((b"x-polyroute-candidates", one_line(msgspec.json.encode(record.candidates).decode())))
     return found
+
+
+@lru_cache(maxsize=256)
+def names_told(requested: str, selected: str, policy: str, path: str) -> Headers:
+    """The headers that only configured names are in."""
+    return [
+        (b"x-polyroute-schema", b"1"),
+        (b"x-polyroute-requested-model", one_line(requested)),
+        (b"x-polyroute-selected-model", one_line(selected)),
+        (b"x-polyroute-policy", one_line(policy)),
+        (b"x-polyroute-path", path.encode()),
+    ]
 
 
 async def broken(send: Send, road: Exchange, status: int, message: str, code: str) -> None:
