@@ -14,7 +14,7 @@ from polyroute.nn.corpora import batches
 from polyroute.nn.experts import FeedForward
 from polyroute.nn.moe import aux_losses, layers
 from polyroute.nn.testbed import seeded, train
-from polyroute.proofs.top_p_experts import DealtOut, Sums
+from polyroute.proofs.top_p_experts import DealtOut, OnAverage, Sums
 from polyroute.recipes.top_p_experts import top_p_experts, top_p_lm
 
 pytestmark = pytest.mark.torch
@@ -101,3 +101,18 @@ def test_dealing_out_keeps_how_many_and_the_best_first():
     worst_in = torch.where(mask, scores, 2.0).min(-1).values
     best_out = torch.where(mask, -1.0, scores).max(-1).values
     assert (worst_in > best_out).all()
+
+
+def test_the_fixed_baseline_keeps_its_mean_and_takes_the_best():
+    torch.manual_seed(0)
+    scores = torch.softmax(torch.randn(4000, 6), -1)
+    for mean in (2.0, 2.3):
+        select = OnAverage(mean).build(4, 6)
+        pairs = select(scores, None)
+        count = torch.bincount(pairs.tok_N, minlength=4000)
+        assert set(count.tolist()) == ({2} if mean == 2.0 else {2, 3})
+        assert float(count.float().mean()) == pytest.approx(mean, abs=0.03)
+        mask = torch.zeros(4000, 6, dtype=torch.bool)
+        mask[pairs.tok_N, pairs.exp_N] = True
+        worst_in = torch.where(mask, scores, 2.0).min(-1).values
+        assert (worst_in > torch.where(mask, -1.0, scores).max(-1).values).all()

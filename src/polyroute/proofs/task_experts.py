@@ -1,15 +1,21 @@
 """Proof of system 107, T2MIR: contrast makes one side of a layer choose its experts by task.
 
-Claim, fixed before the final seeds: in-context bandits of eight families, ten arms each; a two-layer net whose last
-layer is half token experts, half task experts, 300 steps of 16 sequences, two of each task. On new tasks of the same
-families the normalised information between a sequence's family and its dominant task expert (largest mean score) is
-higher with InfoNCE than without, by more than 0.1, and the loss in context is at most 5 % higher
-(development: 1 to 2 % higher; the contrast is not free here). Baseline: the same
-layer without the contrast, whose task side already tells families apart somewhat. Falsifier: InfoNCE with partners
-that are not of one task. The published coefficient 0.01, keys at 0.005 a step and a matrix of unit size hardly act
-within 300 steps (development: 0.46 against 0.47 without), so coefficient 1, keys at 0.05 and a matrix of 10 x identity
-are used (inferred). Dropped: that in-context error gets lower; in development it did not. Dense and token-only layers
-stand in the rows of the first seed alone.
+Second version, fixed before any seed below 300 was run with it. The first, four seeds of 300 steps on ten arms, gave
++0.24 [0.17, 0.30] in information at a loss 4.9 % higher [-3.9, 13.6] at seed 7, and +0.32 [-0.01, 0.64] at 1.7 % [-1.5,
+4.9] at seed 0: it failed once by each interval. A contrast weighed like the task took part of the training from it, and
+200 to 300 steps did not suffice for ten arms. Changed: coefficient 0.3 instead of 1, six arms and 24 pulls instead of
+ten and 32, 200 steps at 5e-3 instead of 300 at 3e-3, seven seeds instead of four. Claims, margins, baseline and
+falsifier are the same. Development, one seed each of 300, 330, 360 and 390: +0.18, +0.28, +0.38 and +0.19 at a loss
+between 3.8 % lower and 0.6 % higher; a coefficient of 1 told as much more, at 2.6 % higher to 2.2 % lower.
+
+Claim: in-context bandits of eight families; a two-layer net whose last layer is half token experts, half task experts,
+16 sequences a step, two of each task. On new tasks of the same families the normalised information between a
+sequence's family and its dominant task expert (largest mean score) is higher with InfoNCE than without, by more than
+0.1, and the loss in context is at most 5 % higher. Baseline: the same layer without the contrast, whose task side
+already tells families apart somewhat. Falsifier: InfoNCE with partners that are not of one task.
+The published coefficient 0.01, keys at 0.005 a step and a matrix of unit size hardly act within 300 steps (0.46 against
+0.47 without, seed 100), so keys at 0.05 and a matrix of 10 x identity are used (inferred). Not claimed: that in-context
+error gets lower. Dense and token-only layers stand in the rows of the first seed alone.
 """
 
 from __future__ import annotations
@@ -25,8 +31,9 @@ if TYPE_CHECKING:
 
     from polyroute.nn.tasks import BanditTasks
 
-STEPS, SEQUENCES, HEADS, DIM, WIDTH = 300, 16, 2, 32, 32
-CONTRAST: dict[str, Any] = {"contrast": 1.0, "scale": 10.0, "ema": 0.05}
+FAMILIES, ARMS, PULLS = 8, 6, 24
+STEPS, LR, SEEDS, SEQUENCES, HEADS, DIM, WIDTH = 200, 5e-3, 7, 16, 2, 32, 32
+CONTRAST: dict[str, Any] = {"contrast": 0.3, "scale": 10.0, "ema": 0.05}
 
 
 def family_information(model: nn.Module, tasks: BanditTasks, layer: str, seed: int) -> float:
@@ -59,7 +66,7 @@ def one_arm(seed: int, kind: str, *, paired: bool = True, **options: Any) -> dic
     from polyroute.nn.testbed import evaluate, seeded, train
     from polyroute.recipes.task_experts import TASK_SIDE, task_net
 
-    tasks = BanditTasks(8, 10, pulls=32, seed=seed)
+    tasks = BanditTasks(FAMILIES, ARMS, pulls=PULLS, seed=seed)
     with seeded(seed):
         model = task_net(tasks.width, tasks.out, DIM, 2, HEADS, WIDTH, context=tasks.length, **options)
         last: Any = model.stack.blocks[1]
@@ -68,7 +75,7 @@ def one_arm(seed: int, kind: str, *, paired: bool = True, **options: Any) -> dic
         elif kind == "token":
             last.ffn = token_only()
     source = PairedTaskSampler(tasks) if paired else tasks
-    train(model, batches(source, SEQUENCES, seed=seed), steps=STEPS, seed=seed)
+    train(model, batches(source, SEQUENCES, seed=seed), steps=STEPS, seed=seed, lr=LR)
     readout = evaluate(model, batches(tasks, 64, seed=seed + 1000))
     found = {"loss": readout.loss, "accuracy": readout.accuracy or 0.0}
     name = f"stack.blocks.1.ffn.parts.{TASK_SIDE}"
@@ -89,8 +96,8 @@ def token_only() -> nn.Module:
 
 
 def prove(seed: int) -> Proof:
-    """Three layers, four seeds each; dense and token-only layers for the first."""
-    seeds = range(seed, seed + 4)
+    """Three layers, seven seeds each; dense and token-only layers for the first."""
+    seeds = range(seed, seed + SEEDS)
     full = [one_arm(s, "both", **CONTRAST) for s in seeds]
     without = [one_arm(s, "both", contrast=0.0) for s in seeds]
     broken = [one_arm(s, "both", paired=False, **CONTRAST) for s in seeds]

@@ -1,23 +1,27 @@
 """Proof of system 102, top-p dynamic routing: hard tokens get more experts, and that is where the gain comes from.
 
-Second version: seven seeds instead of four, nothing else. The first could not tell the third effect, which is that
-top-p uses about as many experts as top-2: seed 7 gave -0.04 [-0.31, +0.24] where above -0.3 was wanted. Some seeds
-end in a local optimum in which two maps share an expert, so that losses and numbers of experts scatter. This version
-held at seed 7 and failed at seed 0 by the same effect, -0.14 [-0.32, +0.05]: the system stays planned.
+Third version, fixed before any seed below 300 was run with it. The two before it compared with top-2 and claimed that
+top-p settles at about two experts a token, which nothing in the mechanism promises: seeds 7 and 0 gave 2.04 and 2.03
+experts over four seeds, 2.06 and 2.14 over seven, whose interval missed the margin once. The publication's
+comparison is at equal cost. So now each seed's baseline is given the number of experts that top-p uses there, and the
+gain must be larger (30 % instead of any). There are eight experts for the six maps: with six, two maps shared one in
+four development worlds of eleven, for want of a free one. The other claims are as before.
 
 Claim. In regression on two kinds of tokens, "easy" (one linear map) and "hard" (the mean of three), a top-p layer
-gives hard tokens more experts, by more than 0.5; with about as many experts a token as top-2 (at most 0.3 more) its
-loss is lower. In a language model of 16 experts at p = 0.4 the number of experts a token falls while it trains.
-Baseline: top-2 with the same experts, load balance and steps; of renormalised and raw gates the better at each seed.
+gives hard tokens more experts, by more than 0.5, and at equal mean experts a token its loss is lower by more than 30 %.
+In a language model of 16 experts at p = 0.4 the number of experts a token falls while it trains.
+Baseline: top-k whose mean is that of top-p on the same held-out tokens: every token its k best, a share of them at
+random one more; same experts, load balance, steps and batches; of renormalised and raw gates the better at each seed.
 Falsifier: the number of experts top-p gives each token is dealt out at random among the tokens, in training too. As
-many experts as it asks for, for the wrong tokens (it learns to ask for fewer, 1.7): no gain over top-2.
-Data: six maps of eight numbers drawn from the seed, six linear experts; generated text. Seven seeds, four of the
-language model.
+many experts as it asks for, for the wrong tokens (it learns to ask for fewer): no gain of 30 %.
+Data: six maps of eight numbers drawn from the seed, eight linear experts, 400 steps; generated text. Five seeds, four
+of the language model.
 
 p is 0.7 and gates are renormalised, since three equal shares exceed 2/3 only together; p = 0.4 of the publication is
-that of the language model. Tried at seeds 100 to 103: 2.00, 2.18, 2.16 and 2.00 experts a token, loss 0.002, 0.025,
-0.003 and 0.003, against 0.050 and 0.045 of top-2 at 100. Dropped: that experts rise without the entropy loss. At 1e-4
-to 1e-2 it made no difference here (2.18 and 2.17 experts at 101 with 1e-4 and 1e-3).
+that of the language model. Dropped in the first version: that experts rise without the entropy loss. At 1e-4 to 1e-2 it
+made no difference here (2.18 and 2.17 experts at 101 with 1e-4 and 1e-3). Also tried, at seeds 300 to 304: moving p
+in training until two experts a token are used on average; losses were higher in three of five, since p then jumps
+about a point where third experts are cut off.
 """
 
 from __future__ import annotations
@@ -36,7 +40,8 @@ if TYPE_CHECKING:
     from polyroute.nn.routing import Pairs, TokenContext
 
 EASY, HARD = 0, 1
-P, STEPS, LM_STEPS = 0.7, 500, 150
+P, EXPERTS, STEPS, LM_STEPS = 0.7, 8, 400, 150
+GAIN, MORE = 30.0, 0.5  # %, experts
 
 
 class Sums:
@@ -93,6 +98,26 @@ class DealtOut:
         return Pairs.of_mask(rank_TE < k_T[:, None])
 
 
+@dataclass(frozen=True)
+class OnAverage:
+    """Top-k with any mean: each token's best floor(mean) experts, a share of the tokens, at random, one more."""
+
+    mean: float
+
+    def build(self, dim: int, num_experts: int) -> OnAverage:
+        return self
+
+    def __call__(self, choice_TE: Tensor, ctx: TokenContext | None) -> Pairs:
+        import torch
+
+        from polyroute.nn.routing import Pairs
+
+        low = int(self.mean)
+        k_T = low + (torch.rand(len(choice_TE)) < self.mean - low).long()
+        rank_TE = choice_TE.detach().argsort(-1, descending=True).argsort(-1)
+        return Pairs.of_mask(rank_TE < k_T[:, None])
+
+
 def one_model(seed: int, layer: Any, steps: int) -> dict[str, float]:
     """Loss and experts a token of a one-layer network, over all tokens and by kind. layer: dim -> MoE."""
     from polyroute.nn.corpora import batches
@@ -109,7 +134,7 @@ def one_model(seed: int, layer: Any, steps: int) -> dict[str, float]:
         model = TinyNet(world.width, world.dim, world.width, 1, 0, part, project=False)
     train(model, batches(world, 16, seed=seed), steps=steps, seed=seed, lr=1e-2)
     found = {}
-    with seeded(seed):  # DealtOut draws
+    with seeded(seed):  # DealtOut and OnAverage draw
         for name, kind in (("easy", EASY), ("hard", HARD)):
             readout = evaluate(model, batches(world, 16, seed=seed + 1000, domain=kind))
             (found[f"K {name}"],), found[f"loss {name}"] = readout.mean_k.values(), readout.loss
@@ -134,59 +159,65 @@ def lm_experts(seed: int) -> tuple[float, float]:
     return sum(records[0]) / tokens, sum(records[-1]) / tokens
 
 
-def prove(seed: int) -> Proof:
-    """Four layers on sums of maps and a language model, seven and four seeds."""
+def one_seed(seed: int) -> dict[str, dict[str, float]]:
+    """Top-p, the layers of its mean number of experts, and top-p dealt out, in one world on the same batches."""
     from polyroute.nn.gates import Raw, Renorm
     from polyroute.nn.losses import LBL
     from polyroute.nn.moe import MoE
-    from polyroute.nn.selection import TopK
     from polyroute.recipes.top_p_experts import top_p_experts
 
-    def top_p(dim: int, **options: Any) -> MoE:
-        return top_p_experts(dim, 8, 6, p=P, renorm=True, act="identity", **options)
-
-    def fixed(gate: Any) -> Any:
-        return lambda dim: MoE(dim, 8, 6, select=TopK(2), gate=gate, aux=(LBL(1e-2),), act="identity")
+    def top_p(dim: int) -> MoE:
+        return top_p_experts(dim, 8, EXPERTS, p=P, renorm=True, act="identity")
 
     def dealt_out(dim: int) -> MoE:
         made = top_p(dim)
         made.router.select = DealtOut(P)
         return made
 
-    seeds = range(seed, seed + 7)
-    layers = {
-        "top-p": top_p,
-        "top-2": fixed(Renorm()),
-        "top-2, raw gates": fixed(Raw()),
-        "dealt out at random": dealt_out,
-    }
-    found = {name: [one_model(s, layer, STEPS) for s in seeds] for name, layer in layers.items()}
+    found = {"top-p": one_model(seed, top_p, STEPS)}
+
+    def fixed(gate: Any) -> Any:
+        select = OnAverage(found["top-p"]["K"])
+        return lambda dim: MoE(dim, 8, EXPERTS, select=select, gate=gate, aux=(LBL(1e-2),), act="identity")
+
+    found["as many, fixed"] = one_model(seed, fixed(Renorm()), STEPS)
+    found["as many, fixed, raw gates"] = one_model(seed, fixed(Raw()), STEPS)
+    found["dealt out at random"] = one_model(seed, dealt_out, STEPS)
+    return found
+
+
+def prove(seed: int) -> Proof:
+    """Four layers on sums of maps, five seeds; a language model, four."""
+    seeds = range(seed, seed + 5)
+    found = [one_seed(s) for s in seeds]
     lm = np.array([lm_experts(s) for s in seeds[:4]])
 
     def gain(name: str) -> list[float]:
         """Share of the better fixed layer's loss that is gone, %."""
-        fixed_loss = [min(a["loss"], b["loss"]) for a, b in zip(found["top-2"], found["top-2, raw gates"], strict=True)]
-        return [100 * (1 - a["loss"] / b) for a, b in zip(found[name], fixed_loss, strict=True)]
+        best = [min(each["as many, fixed"]["loss"], each["as many, fixed, raw gates"]["loss"]) for each in found]
+        return [100 * (1 - each[name]["loss"] / b) for each, b in zip(found, best, strict=True)]
 
     rows = [
-        {"layer": name, **{what: float(np.mean([f[what] for f in arm])) for what in arm[0]}}
-        for name, arm in found.items()
+        {"layer": name, **{what: float(np.mean([each[name][what] for each in found])) for what in found[0][name]}}
+        for name in found[0]
     ]
     return Proof(
         id=102,
         name="top-p dynamic routing",
-        claim="tokens that need three experts get more of them, and the loss is lower than with two for each",
-        baseline="top-2, the better of renormalised and raw gates each seed; same experts, load balance and steps",
+        claim="tokens that need three experts get more of them, and the loss is lower than with as many for each",
+        baseline="top-k of the same mean experts a token, the better of renormalised and raw gates each seed",
         effects=[
-            effect_over_seeds("experts of hard - of easy tokens", [f["K hard"] - f["K easy"] for f in found["top-p"]],
-                              "experts", 0.5),
-            effect_over_seeds("loss below top-2", gain("top-p"), "%"),
-            effect_over_seeds("2 - experts a token", [2 - f["K"] for f in found["top-p"]], "experts", -0.3),
+            effect_over_seeds("experts of hard - of easy tokens",
+                              [each["top-p"]["K hard"] - each["top-p"]["K easy"] for each in found], "experts", MORE),
+            effect_over_seeds("loss below as many experts for each token", gain("top-p"), "%", GAIN),
             effect_over_seeds("LM: experts a token, first - last steps", lm[:, 0] - lm[:, 1], "experts"),
         ],
-        falsifier=effect_over_seeds("loss below top-2, numbers dealt out at random", gain("dealt out at random"), "%"),
+        falsifier=effect_over_seeds(
+            "loss below as many for each, numbers dealt out at random", gain("dealt out at random"), "%", GAIN
+        ),
         seeds=list(seeds),
         rows=rows,
-        figures={"LM experts, first steps": float(lm[:, 0].mean()), "LM experts, last steps": float(lm[:, 1].mean())},
-        notes="Second version: seven seeds instead of four.",
+        figures={"LM experts, first steps": float(lm[:, 0].mean()), "LM experts, last steps": float(lm[:, 1].mean()),
+                 "experts a token": rows[0]["K"]},
+        notes="Third version: the baseline uses as many experts as top-p; only who gets them differs.",
     )  # fmt: skip
