@@ -57,8 +57,9 @@ class Default:
 
     A multinomial logistic regression on the embedding and the hashed words of the text says which task a query belongs
     to, with doubt; tasks are the labels `dataset` and `topic`, or clusters where a table has none. Each candidate has a
-    mean a task, shrunk to what is usual there and to how it does elsewhere. What that leaves over is a kernel ridge,
-    part common to all candidates, part each one's own, as strong as held-out folds bear out: often not at all.
+    mean a task, shrunk to what is usual there and to how it does elsewhere. What that leaves over is a kernel ridge
+    within each data set, part common to all candidates, part each one's own, as strong as held-out folds bear out:
+    often not at all.
     Cost is a line on prompt tokens a task. Candidates never seen are served from what is usual (and their price);
     a few answers given to `update` move them from there. Both are rated half a std lower than expected, so that what is
     hardly known is not chosen for its luck; fit again to be rid of that. The std is the doubt about the mean.
@@ -90,7 +91,7 @@ class Default:
         self.sums_ = sums_of(y, seen, np.eye(c)[tasks.member])
         assert list(at) == list(range(len(outcomes.pool)))
         self.prior_ = learn_prior(self.sums_, tasks.parent, outcomes.pool)
-        self.kernel_ = learn_kernel(x, rng)
+        self.kernel_ = learn_kernel(x, tasks, rng)
         self.left_ = self._learn_left(outcomes, x, y, seen, tasks)
         self.lines_ = learn_lines(outcomes, tasks.member, c)
         self._known.clear()
@@ -102,14 +103,14 @@ class Default:
         ids = np.array([query.id for query in outcomes.queries])
         member = np.unique(np.where(group == "", ids, group), return_inverse=True)[1]
         fold = np.random.default_rng(self.seed).permutation(member.max() + 1)[member] % FOLDS
-        share = np.zeros((len(x), len(tasks.parent)))
+        share = np.zeros((len(x), len(tasks.parent)), np.float32)
         for k in np.unique(fold):
             away = fold != k
             weight = learn_recogniser(x[away], tasks.member[away], len(tasks.parent))
             share[~away] = recognise(x[~away], weight)
         table = believe(self.prior_, self.sums_, outcomes.pool).mean
         left = np.where(seen, y - share @ table, 0.0)
-        return learn_left(self.kernel_, x, left, seen, fold)
+        return learn_left(self.kernel_, self.kernel_(x, share), left, seen, fold)
 
     def _read(self, queries: Sequence[Query]) -> Array:
         """What is read of queries, [n, d] float32: the unit embedding and the wording."""
@@ -131,7 +132,7 @@ class Default:
             x = self._read(outcomes.queries)
             share = recognise(x, self.recogniser_)
             # A score is counted net of what similarity will add to it again.
-            extra = self.kernel_(x) @ self._weight(at)
+            extra = self.kernel_(x, share) @ self._weight(at)
             self.sums_[:, :, at] += sums_of(y - extra, seen, share)
             self.lines_ = self.lines_.updated(outcomes, share, at)
         self._known.clear()
@@ -177,7 +178,7 @@ class Default:
         both = share @ known.table
         mean, square = both[:, :m], both[:, m:]
         variance = np.maximum(square - mean * mean, 0.0) + known.unsure
-        mean = mean + self.kernel_(x) @ known.weight
+        mean = mean + self.kernel_(x, share) @ known.weight
         found = {self.metric: Estimate(within(self.metric, mean), np.sqrt(variance))}
         if known.cost is not None:
             found["cost"] = self.lines_.read(share, prompt_tokens(queries), known.cost)
@@ -191,7 +192,7 @@ class Default:
         parts["lines"] = self.lines_
         for part, held in parts.items():
             arrays |= {f"{part}.{name}": value for name, value in held._asdict().items()}
-        arrays |= {"landmarks": self.kernel_.landmarks, "lengths": self.kernel_.length}
+        arrays |= {"landmarks": self.kernel_.landmarks, "lengths": self.kernel_.length, "same": self.kernel_.same}
         params = {"seed": self.seed, "candidates": list(self.column_), "width": self.width_}
         return params | {"scale": self.kernel_.scale}, arrays
 
@@ -210,7 +211,8 @@ class Default:
         c, k = recogniser.shape[1], len(params["candidates"])
         landmarks = check_shape("landmarks", np.asarray(arrays["landmarks"], np.float32), (None, d))
         length = check_shape("lengths", np.asarray(arrays["lengths"], np.float32), (len(landmarks),))
-        router.kernel_ = Kernel(landmarks, length, float(params["scale"]))
+        same = check_shape("same", np.asarray(arrays["same"], np.float32), (c, len(landmarks)))
+        router.kernel_ = Kernel(landmarks, length, float(params["scale"]), same)
         router.prior_ = Prior(**part["prior."])
         check_shape("prior.covariance", router.prior_.covariance, (c, c))
         router.left_ = Left(**part["left."])

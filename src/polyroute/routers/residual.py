@@ -1,6 +1,6 @@
 """What a coarser estimate leaves over, by similarity: a kernel ridge whose shrinkage is learned, not set.
 
-Letters: n queries, m candidates, d width of what is read of a query, l landmarks, s strengths of shrinkage.
+Letters: n queries, m candidates, d width of what is read of a query, c tasks, l landmarks, s strengths of shrinkage.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from polyroute.routers.mix import nonnegative
+from polyroute.routers.tasks import Classes
 from polyroute.types import Array, Rng
 
 STRENGTHS = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
@@ -18,23 +19,31 @@ LANDMARKS = 512
 
 
 class Kernel(NamedTuple):
-    """Similarity to a few known queries: exp(-|x - z|^2 / scale)."""
+    """Similarity to a few known queries of the same data set: exp(-|x - z|^2 / scale) * P(x is of z's data set)."""
 
     landmarks: Array  # [l, d] float32
     length: Array  # [l] float32 squared lengths of the landmarks over the scale
     scale: float  # mean squared distance of landmarks
+    same: Array  # [c, l] float32, 1 where a task is of the landmark's data set
 
-    def __call__(self, x: Array) -> Array:
-        """[n, l] float32. x: [n, d]."""
+    def __call__(self, x: Array, share: Array) -> Array:
+        """[n, l] float32. x: [n, d]. share: [n, c] P(task | query)."""
         alike = x @ self.landmarks.T
         alike *= 2 / self.scale
         alike -= self.length
         alike -= (np.vecdot(x, x) / self.scale)[:, None]
-        return np.exp(alike, out=alike)
+        np.exp(alike, out=alike)
+        alike *= share @ self.same
+        return alike
+
+    def among_landmarks(self) -> Array:
+        """[l, l] of the landmarks themselves, whose data sets are known."""
+        tasks, task = len(self.same), self.same.argmax(axis=0)
+        return self(self.landmarks, np.eye(tasks, dtype=np.float32)[task])
 
 
 class Left(NamedTuple):
-    """What to add to the coarser estimate: kernel(x) @ weight."""
+    """What to add to the coarser estimate: kernel(x, share) @ weight."""
 
     common: Array  # [l] for any candidate, tried or not
     own: Array  # [l, m] what each adds to that
@@ -42,25 +51,26 @@ class Left(NamedTuple):
     std: Array  # [1 + m] doubt: as much is taken to be still unknown as was found; for strangers first
 
 
-def learn_kernel(x: Array, rng: Rng, num_landmarks: int = LANDMARKS) -> Kernel:
-    """Landmarks drawn from the rows x [n, d]."""
-    z = np.ascontiguousarray(x[np.sort(rng.permutation(len(x))[:num_landmarks])], dtype=np.float32)
+def learn_kernel(x: Array, tasks: Classes, rng: Rng, num_landmarks: int = LANDMARKS) -> Kernel:
+    """Landmarks drawn from the rows x [n, d], whose tasks are known."""
+    drawn = np.sort(rng.permutation(len(x))[:num_landmarks])
+    z = np.ascontiguousarray(x[drawn], dtype=np.float32)
+    same = tasks.parent[:, None] == tasks.parent[tasks.member[drawn]]
     spread = z - z.mean(axis=0)
     scale = max(2 * float(np.vecdot(spread, spread).mean()), 1e-6)
-    return Kernel(z, (np.vecdot(z, z) / scale).astype(np.float32), scale)
+    return Kernel(z, (np.vecdot(z, z) / scale).astype(np.float32), scale, same.astype(np.float32))
 
 
-def learn_left(kernel: Kernel, x: Array, left: Array, seen: Array, fold: Array) -> Left:
-    """Fit what is left over [n, m] of queries x [n, d]; NaN-free, 0 where not seen [n, m].
+def learn_left(kernel: Kernel, alike: Array, left: Array, seen: Array, fold: Array) -> Left:
+    """Fit what is left over [n, m] of queries like the landmarks by `alike` [n, l]; NaN-free, 0 where not seen [n, m].
 
     Part of it is common to all candidates (a hard question), part is each one's own. Each is a blend of ridges of all
     STRENGTHS, weighed by non-negative least squares on folds [n] they had not seen; where nothing helps there, nothing
     is added. Source: subset of regressors, Silverman 1985; the blend is stacking, Breiman 1996.
     """
-    z = kernel(kernel.landmarks).astype(float)
-    strength, turn = np.linalg.eigh(z)
-    root = turn / np.sqrt(np.maximum(strength, 1e-4))  # [l, l]: features kernel(x) @ root have the kernel as product
-    phi = kernel(x).astype(float) @ root
+    strength, turn = np.linalg.eigh(kernel.among_landmarks().astype(float))
+    root = turn / np.sqrt(np.maximum(strength, 1e-4))  # [l, l]: features alike @ root have the kernel as product
+    phi = alike.astype(float) @ root
     common = left.sum(axis=1) / np.maximum(seen.sum(axis=1), 1)
     own = np.where(seen, left - common[:, None], 0.0)
     targets = np.column_stack([common, own])

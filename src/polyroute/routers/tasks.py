@@ -16,7 +16,7 @@ from polyroute.types import Array, Candidate, Outcomes, Rng
 
 LABELS = ("dataset", "topic")  # of a table, coarse to fine
 RARE = 20  # queries: a finer task with fewer is not told from its data set
-PENALTY = 1 / 9  # of a squared weight of the recogniser, on features of about unit length
+PENALTY = 1 / 2  # of a squared weight of the recogniser, on features of about unit length
 STEPS = 60
 SHARP = 1.5  # power of the probabilities: held-out queries are recognised more surely than the penalty lets it say
 CLUSTER_ROWS, MOST_CLUSTERS = 60, 24  # without labels: queries a cluster, and the most clusters
