@@ -18,6 +18,7 @@ from polyroute.types import Array, Rng
 LIMIT = 4_000  # bytes read of a text
 BITS = 17  # of a hash: few of the words kept share a value
 KEPT = 16_000  # tokens kept, the most frequent
+FREQUENT = 256  # of them, those that most texts have
 FEWEST = 2  # texts a token must occur in
 LEARNED_FROM = 4_000  # texts the directions are learned from
 BLOCK = 32_768  # bytes of texts hashed at once, give or take a text
@@ -69,7 +70,8 @@ def hashed_all(texts: Sequence[str]) -> tuple[Array, Array]:
     parts = [_bytes(text) for text in texts]
     end = np.cumsum([len(part) + 1 for part in parts])
     word, first = _words(b" ".join(parts))
-    text: Array = end.searchsorted(first, side="right")
+    count = np.diff(first.searchsorted(end), prepend=0)
+    text = np.repeat(np.arange(len(texts)), count)
     same = text[1:] == text[:-1]
     both = (word[:-1] * PAIR[0] + word[1:] * PAIR[1])[same]
     return _slots(np.concatenate([word, both])), np.concatenate([text, text[1:][same]])
@@ -103,7 +105,7 @@ class Wording(NamedTuple):
     """From texts to [n, r]: each token's direction, summed over the distinct tokens, at the length they would have."""
 
     slot: Array  # [h] int32, the row of each hash value; v for those not kept
-    table: Array  # [v + 1, r] float32, rarity times direction; the last row is 0
+    table: Array  # [v + 1, r] float32, rarity times direction, the most frequent token first; the last row is 0
     rarity: Array  # [v + 1] float32; the last is 0
     centre: Array  # [r] float32, the mean of the texts learned from: a query without a text stands there
 
@@ -112,30 +114,47 @@ class Wording(NamedTuple):
         out = np.zeros((len(texts), self.table.shape[1]), dtype=np.float32)
         if not out.size:
             return out
-        for begin, stop in _blocks(texts) if len(texts) > 1 else [(0, 1)]:
-            at, edge = self._distinct(texts[begin:stop])
-            kept = self.rarity[at]
-            for row, i, j in zip(out[begin:stop], edge[:-1].tolist(), edge[1:].tolist(), strict=True):
-                if i < j:
-                    part = kept[i:j]
-                    share = np.float32(1 / max(math.sqrt(part @ part), 1e-6))
-                    # A text at a time, since what is gathered then stays in the cache; quicker than a sum over rows.
-                    np.matmul(share * ONES[: j - i], self.table[at[i:j]], out=row)
-                    row -= self.centre
+        if len(texts) == 1:
+            at = self.distinct(texts[0])
+            if len(at):
+                kept = self.rarity[at]
+                np.matmul(ONES[: len(at)], self.table[at], out=out[0])
+                out[0] /= max(math.sqrt(kept @ kept), 1e-6)
+                out[0] -= self.centre
+            return out
+        for begin, stop in _blocks(texts):
+            self._sum(texts[begin:stop], out[begin:stop])
         return out
+
+    def _sum(self, texts: Sequence[str], out: Array) -> None:
+        """Work out several texts into out [n, r]: tokens that most texts have by one product, the rest text by text."""
+        at, edge = self._distinct(texts)
+        size = np.diff(edge)
+        text = np.repeat(np.arange(len(texts)), size)
+        hot = at < FREQUENT
+        often = np.zeros((len(texts), min(FREQUENT, len(self.table))), dtype=np.float32)
+        often[text[hot], at[hot]] = 1.0
+        np.matmul(often, self.table[:FREQUENT], out=out)
+        rare = at[~hot]
+        end = np.cumsum(size - np.bincount(text[hot], minlength=len(texts))).tolist()
+        begin = 0
+        for row, stop in zip(out, end, strict=True):
+            if begin < stop:  # a text at a time, since what is gathered then stays in the cache
+                row += ONES[: stop - begin] @ self.table[rare[begin:stop]]
+            begin = stop
+        length = np.sqrt(np.bincount(text, self.rarity[at] ** 2, minlength=len(texts)))
+        out /= np.maximum(length, 1e-6).astype(np.float32)[:, None]
+        out[size > 0] -= self.centre
 
     def _distinct(self, texts: Sequence[str]) -> tuple[Array, Array]:
         """The rows of known tokens of texts one after the other [k], and where each text's begin and end [n + 1]."""
-        if len(texts) == 1:
-            at = self.distinct(texts[0])
-            return at, np.array([0, len(at)])
         code, text = hashed_all(texts)
-        row, size = self.slot[code], len(self.rarity)
-        known = np.flatnonzero(row < size - 1)
-        key = text[known] * size + row[known]
+        row, num_rows = self.slot[code], len(self.rarity)
+        known = np.flatnonzero(row < num_rows - 1)
+        key = (text[known] * num_rows + row[known]).astype(np.int32)  # a block's texts times KEPT is far below 2**31
         key.sort()
-        key = key[np.flatnonzero(np.diff(key, prepend=-1))]
-        return key % size, key.searchsorted(size * np.arange(len(texts) + 1))
+        key = key[np.flatnonzero(np.diff(key, prepend=np.int32(-1)))]
+        return key % num_rows, key.searchsorted((num_rows * np.arange(len(texts) + 1)).astype(np.int32))
 
     def distinct(self, text: str) -> Array:
         """The rows of a text's known tokens, each once."""
@@ -177,7 +196,7 @@ def learn_wording(texts: Sequence[str], rng: Rng, num_directions: int = 128, ste
     tokens = [np.unique(hashed(text)) for text in texts]
     count = np.bincount(np.concatenate([*tokens, np.empty(0, np.intp)]), minlength=1 << BITS)
     kept = np.flatnonzero(count >= FEWEST)
-    kept = np.sort(kept[np.argsort(-count[kept], kind="stable")[:KEPT]])
+    kept = kept[np.argsort(-count[kept], kind="stable")[:KEPT]]
     rarity = np.append(np.log((1 + len(texts)) / (1 + count[kept])), 0.0).astype(np.float32)
     slot = np.full(1 << BITS, len(kept), dtype=np.int32)
     slot[kept] = np.arange(len(kept))
