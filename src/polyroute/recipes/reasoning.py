@@ -12,6 +12,7 @@ import json
 import sys
 import time
 import urllib.request
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -19,14 +20,15 @@ from typing import Any
 
 import numpy as np
 
-from polyroute.data.probes import Probe, probes
+from polyroute.data.probes import LEVELS, Probe, probes
 from polyroute.errors import OutcomesError, ShapeError
 from polyroute.types import Array, Candidate, Profile, Rng
 
 MODES = {"answer": "", "steps": " Think step by step first, then end with the answer alone."}
-BUDGETS = (16, 48, 96, 192, 384)  # completion tokens
+BUDGETS = (16, 96, 192)  # completion tokens
 FORCE = "Stop here. Reply with the final answer only."
-SEED = 64
+EARLIER, SEED = 64, 65  # of the probes: the recording that plans may be fitted on, and the one they are judged on
+PER_LEVEL = {"program": 16, "everyday": 8, "reading": 8, "word-problem": 6, "arithmetic": 5, "ordering": 5, "string": 5}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,15 +81,23 @@ class BudgetCurve:
         return float(np.clip(self.kappa_ * np.log(rise / token_price), low, high)) if token_price > 0 else high
 
 
-def items(per_level: int = 4, seed: int = SEED) -> list[Probe]:
-    """Probes of every family and level, balanced wherever the list is cut."""
+def items(seed: int = SEED, per_level: Mapping[str, int] = PER_LEVEL) -> list[Probe]:
+    """Probes of each family and level, in their proportion wherever the list is cut; none that was asked before."""
     rng: Rng = np.random.default_rng(seed)
-    return list(probes(per_level, rng))
+    asked = {probe.prompt for probe in probes(4, np.random.default_rng(EARLIER))}
+    found: list[tuple[float, Probe]] = []
+    for family, count in per_level.items():
+        for i, probe in enumerate(probes(count, rng, [family])):
+            if probe.prompt not in asked:
+                asked.add(probe.prompt)
+                found.append((i / (count * LEVELS), probe))
+    return [probe for _, probe in sorted(found, key=lambda pair: pair[0])]
 
 
-def recorded_budgets() -> dict[str, Any]:
-    """model, seed, per_level, and item id -> mode -> list of [score, tokens] for each of BUDGETS."""
-    found: dict[str, Any] = json.loads(files("polyroute.data").joinpath("budget_outcomes.json").read_text("utf-8"))
+def recorded_budgets(which: str = "fresh") -> dict[str, Any]:
+    """model, seed, budgets, and item id -> mode -> list of [score, tokens] for each budget. which: earlier or fresh."""
+    name = {"earlier": "budget_outcomes.json", "fresh": "budget_outcomes_fresh.json"}[which]
+    found: dict[str, Any] = json.loads(files("polyroute.data").joinpath(name).read_text("utf-8"))
     return found
 
 
@@ -124,15 +134,18 @@ def main() -> int:
     p = argparse.ArgumentParser(description="record outcomes over token budgets")
     p.add_argument("--url", default="http://127.0.0.1:8080/v1")
     p.add_argument("--model", default="qwen2.5-coder-0.5b")
-    p.add_argument("--per-level", type=int, default=4)
+    p.add_argument("--seed", type=int, default=SEED, help="of the probes")
     p.add_argument("--minutes", type=float, default=25.0, help="stop after so long; what is there is kept")
-    p.add_argument("-o", "--output", type=Path, default=Path("src/polyroute/data/budget_outcomes.json"))
+    p.add_argument("--go-on", action="store_true", help="add to the output what it lacks")
+    p.add_argument("-o", "--output", type=Path, default=Path("src/polyroute/data/budget_outcomes_fresh.json"))
     args = p.parse_args()
-    asked = items(args.per_level)
-    header = {"model": args.model, "seed": SEED, "per_level": args.per_level, "budgets": list(BUDGETS)}
-    rows: dict[str, Any] = {}
+    asked = items(args.seed)
+    header = {"model": args.model, "seed": args.seed, "budgets": list(BUDGETS)}
+    rows: dict[str, Any] = json.loads(args.output.read_text("utf-8"))["items"] if args.go_on else {}
     end = time.monotonic() + 60 * args.minutes
     for i, probe in enumerate(asked):
+        if probe.id in rows:
+            continue
         if time.monotonic() > end:
             print(f"\nstopped after {args.minutes:g} minutes", end="", file=sys.stderr)
             break
