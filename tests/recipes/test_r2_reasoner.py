@@ -92,3 +92,21 @@ def test_the_allocator_sends_hard_steps_to_dearer_models_and_caution_costs():
         StepAllocator(1.0)
     with pytest.raises(ShapeError, match="costs"):
         StepAllocator().fit(difficulty, labels, POOL, np.ones(3))
+
+
+def test_allocation_weighs_the_logarithm_of_success_against_each_cost():
+    rng = np.random.default_rng(0)
+    difficulty = rng.random((600, 1))
+    labels = (difficulty[:, 0] + 0.1 * rng.normal(size=600) < 0.5).astype(int)
+    allocator = StepAllocator().fit(difficulty, labels, POOL, np.array([10.0, 1.0]))
+    chance = allocator.enough(difficulty[:200])  # columns by price: small, large
+    cost = np.c_[rng.uniform(5, 10, 200), rng.random(200)]  # columns of the pool: large, small
+    for trade_off in (0.0, 0.05, 1.0):
+        gain = np.log(chance[:, 0]) - trade_off * cost[:, 1] - (np.log(chance[:, 1]) - trade_off * cost[:, 0])
+        expected = (gain >= 0).astype(int)
+        assert allocator.allocate(chance, cost, trade_off).tolist() == expected.tolist()
+    spent = [cost[np.arange(200), allocator.allocate(chance, cost, t)].sum() for t in (0.0, 0.05, 0.2, 1.0, 10.0)]
+    assert spent == sorted(spent, reverse=True)
+    assert spent[-1] == pytest.approx(cost[:, 1].sum())
+    with pytest.raises(ShapeError, match="cost"):
+        allocator.allocate(chance, cost[:, :1], 1.0)

@@ -23,6 +23,7 @@ class StepAllocator:
 
     caution: how likely the chosen model is enough, 0..1. A label says which model was enough on one draw, so the
     likeliest label is right about half the time; the sweep over caution is the trade of money for right answers.
+    `allocate` makes the same trade with the costs of each step at hand, and is the better of the two where they differ.
     """
 
     def __init__(self, caution: float = 0.9, l2: float = 1.0):
@@ -56,6 +57,17 @@ class StepAllocator:
         reached = chance >= caution
         place = np.where(reached.any(axis=1), reached.argmax(axis=1), chance.shape[1] - 1)
         return np.asarray(self.order_[place])
+
+    def allocate(self, chance: Array, cost: Array, trade_off: float) -> Array:
+        """[n] column of the pool: the most of log P(enough) - trade_off * cost.
+
+        chance: [n, m] from `enough`. cost: [n, m] USD, columns as the pool given to fit. trade_off: per USD. An answer
+        is right if all its steps are, so its logarithm is a sum over steps, and each may be chosen by itself.
+        """
+        if np.shape(cost) != np.shape(chance):
+            raise ShapeError("cost", got=np.shape(cost), expected=np.shape(chance))
+        worth = np.log(np.maximum(chance, 1e-9)) - trade_off * np.asarray(cost)[:, self.order_]
+        return np.asarray(self.order_[worth.argmax(axis=1)])
 
 
 def queries(features: Array) -> list[Query]:
