@@ -1,27 +1,34 @@
-"""Proof of system 95, graph of tokens: choices averaged over similar tokens depend less on each token's own noise.
+"""Proof of system 95, graph of tokens: scores averaged over similar tokens, where a token alone is too noisy to route.
 
-Data: four clusters of tokens in 16 dimensions, as wide as they are apart, each with a linear map of its own; tokens of
-all clusters are mixed in every sequence, 8 sequences of 64 a step; one layer of 8 linear experts, 2 a token, balance
-0.01, similarity at temperature 1, looking back only; 300 steps of AdamW at 3e-3; judged on 16,384 fresh tokens.
-Baseline: the same layer without neighbours (kind "self", which is the plain softmax exactly), the same first weights
-and batches.
-Claims, over ten worlds: (1) more tokens keep their likeliest expert when the noise of all tokens is drawn anew, their
-clusters unchanged; (2) the squared error is no more than 5 % above the baseline's; (3) choices say no less about the
-cluster than the baseline's, by 0.05 nats.
-Falsifier: claim 1 with the similarity measured with the wrong token (the one before), so that strangers are averaged.
-Second version. The first claimed what the publication is about, less fluctuation late in training (the share of tokens
-whose likeliest expert at the end is not the one at 90 % of it), with claims 2 and 3; it failed at seeds 7 and 0 (log
-ratio +0.13 [-0.20, +0.47] and +0.11 [-0.08, +0.30]; docs/log.md). Claim 1 was in those tables (+4 and +5 points) and in
-development (-2 to +5 points at seeds 100 to 108), so this version was judged at seeds 20 and 35, not seen before. It
-failed there too (+1.6 points [-0.4, 3.5] and +0.7 [-1.6, 3.1]): the system stays planned.
-Not claimed either: text. A character model's fluctuation rose, 0.019 to 0.025 (similarity) and 0.021 (attention), since
-its tokens carry no noise to average away and the mixture's margins are narrower. Temperatures above 1 cost error (3 to
-30 %).
+Data: four topics, a centre each in 16 dimensions; a token lies at its topic's centre or at the opposite one, so there
+are eight kinds of tokens, each with a linear map of its own (nn/corpora.Regress); noise of std 1.5 on every number of a
+token. A sequence of 64 tokens has one topic and both sides, at random. 8 sequences a step; one layer of 8 linear
+experts, 2 a token, balance 0.1; similarity with a learned matrix at temperature 4, looking back only; 400 steps of
+AdamW at 1e-2; judged on 8,192 fresh tokens.
+Baselines, same batches and experts: the plain softmax router, and a router that reads the mean of the sequence so far
+beside the token (so that averaging as such is not what is shown).
+Claims, over seven worlds: (1) the squared error is below that of the better baseline, world by world, by a log ratio
+above 0.1; (2) at least 5 points more tokens than in the plain layer keep their likeliest expert when all noise is drawn
+anew, kinds unchanged.
+Falsifier: claim 1, in three of the worlds, with the similarity measured with the wrong token (the one before), so that
+strangers are averaged.
+
+Third version. The first claimed less fluctuation late in training, the second what is (2) here; both had clusters 5.7
+standard deviations apart, all in every sequence: a token said its cluster by itself and its neighbours nothing more,
+and nothing came of it (docs/log.md). Here neighbours know more than the token: its topic. Where a sequence mixes two of
+eight random centres, the mean of the sequence says that as well: in development there the mean-reading router (error
+0.185 and 0.121) was level with the graph (0.208 and 0.128), both far below the plain one (0.348 and 0.227). Opposite
+sides make the mean say nothing, and that is the world judged here. Before the final seeds the balance went from 0.01 to
+0.1 (two kinds that share an expert are then rare, in every arm) and the worlds from five to seven. Dropped in
+development, and so not shown: less fluctuation, the publication's own claim (plain over graph, log ratio, +1.64 [0.55,
+2.72] in five worlds from seed 300, +0.34 [-1.28, 1.95] in seven from 330; it is in the table). A uniform average of all
+scores so far errs by 0.49 to 0.51, twice the plain router.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,21 +42,67 @@ if TYPE_CHECKING:
     from polyroute.nn.corpora import Batch, Regress
     from polyroute.nn.moe import MoE
 
-DIM, EXPERTS, LENGTH, SEQUENCES, STEPS, CLUSTERS, TAU = 16, 8, 64, 8, 300, 4, 1.0
-SEEDS = 10  # worlds
+DIM, KINDS, LENGTH, SEQUENCES, STEPS, NOISE, TAU, RATE, BALANCE = 16, 8, 64, 8, 400, 1.5, 4.0, 1e-2, 0.1
+SEEDS, BROKEN = 7, 3  # worlds; of them with the falsifier
+BETTER, POINTS = 0.1, 5.0  # log ratio; points
+ARMS: dict[str, dict[str, Any]] = {
+    "plain": {"kind": "self"},
+    "mean beside": {"kind": "self"},
+    "graph": {"kind": "similarity", "learned": True},
+    "strangers": {"kind": "similarity", "learned": True},
+}
+BASELINES = ("plain", "mean beside")
 
 
-def mixed(corpus: Regress, num_sequences: int, seed: int) -> Iterator[tuple[Batch, Tensor]]:
-    """Batches whose tokens are dealt over the sequences at random, with each token's cluster [T]."""
+@dataclass(frozen=True)
+class BesideMean:
+    """A router's input: the token, and the mean of its sequence up to it (the baseline)."""
+
+    width: int = 2 * DIM
+
+    def build(self, dim: int, num_experts: int) -> BesideMean:
+        return self
+
+    def __call__(self, ctx: Any) -> Tensor:
+        import torch
+
+        from polyroute.nn.inputs import Pooled
+
+        return torch.cat([ctx.x_TD, Pooled(causal=True)(ctx)], -1)
+
+
+def world(seed: int) -> Regress:
+    """Eight kinds, a map each; kind i + 4 lies opposite kind i."""
+    from polyroute.nn.corpora import Regress
+
+    corpus = Regress(KINDS, DIM, noise=NOISE, length=LENGTH, seed=seed)
+    corpus.centre_CD[KINDS // 2 :] = -corpus.centre_CD[: KINDS // 2]
+    return corpus
+
+
+def draw(corpus: Regress, rng: np.random.Generator, kind_BL: np.ndarray) -> Batch:
+    """Tokens of these kinds, with what their maps make of them."""
     import torch
 
-    from polyroute.nn.corpora import batches
+    from polyroute.nn.corpora import Batch
 
+    noise_BLD = rng.standard_normal((*kind_BL.shape, DIM), dtype=np.float32)
+    x_BLD = corpus.centre_CD[kind_BL] + np.float32(NOISE) * noise_BLD
+    y_BLO = np.einsum("blod,bld->blo", corpus.map_COD[kind_BL], x_BLD)
+    return Batch(torch.from_numpy(x_BLD), torch.from_numpy(y_BLO), torch.from_numpy(kind_BL[:, 0]))
+
+
+def kinds(rng: np.random.Generator, num_sequences: int) -> np.ndarray:
+    """One topic a sequence, each token on either side [B, L]."""
+    topic_B1 = rng.integers(KINDS // 2, size=(num_sequences, 1))
+    return topic_B1 + KINDS // 2 * rng.integers(2, size=(num_sequences, LENGTH))
+
+
+def stream(corpus: Regress, seed: int) -> Iterator[Batch]:
+    """Batches without end."""
     rng = np.random.default_rng(seed)
-    for batch in batches(corpus, num_sequences, seed=seed):
-        order = torch.from_numpy(rng.permutation(batch.x.shape[0] * batch.x.shape[1]))
-        x, y = (part.flatten(0, 1)[order].view_as(part) for part in (batch.x, batch.y))
-        yield batch._replace(x=x, y=y), batch.domain_B.repeat_interleave(batch.x.shape[1])[order]
+    while True:
+        yield draw(corpus, rng, kinds(rng, SEQUENCES))
 
 
 def astray(layer: MoE) -> None:
@@ -76,90 +129,70 @@ def chosen(layer: MoE, x_BLD: Tensor) -> Tensor:
     return layer.routing.top1_T()
 
 
-def arm(corpus: Regress, seed: int, kind: str, *, broken: bool = False) -> dict[str, float]:
-    """Train one layer; read its loss, and how its choices change with training and with the tokens' noise."""
+def arm(corpus: Regress, seed: int, name: str) -> dict[str, float]:
+    """Train one layer; read its error, and how its choices change with training and with the tokens' noise."""
     import torch
 
-    from polyroute.nn.metrics import fluctuation, max_vio, mutual_information, route_entropy
+    from polyroute.nn.metrics import fluctuation, max_vio, mutual_information
     from polyroute.nn.testbed import seeded, train
 
+    more: dict[str, Any] = {"inp": BesideMean()} if name == "mean beside" else {}
     with seeded(seed):
-        layer = token_graph(DIM, DIM, EXPERTS, kind=kind, tau=TAU, act="identity")
-    if broken:
+        layer = token_graph(DIM, DIM, KINDS, tau=TAU, balance=BALANCE, act="identity", **ARMS[name], **more)
+    if name == "strangers":
         astray(layer)
-    held, cluster_T = next(mixed(corpus, 256, 1_000_000 + seed))  # 16,384 tokens
-    centre = torch.from_numpy(corpus.centre_CD)[cluster_T].view_as(held.x)
-    fresh = centre + torch.randn(held.x.shape, generator=torch.Generator().manual_seed(seed)) * corpus.noise
+    rng = np.random.default_rng([seed, 1])
+    kind_BL = kinds(rng, 128)  # 8,192 tokens
+    held, fresh = draw(corpus, rng, kind_BL), draw(corpus, rng, kind_BL)
     before: list[Tensor] = []
 
     def keep(step: int, history: Any) -> None:
         if step + 1 == round(0.9 * STEPS):
             before.append(chosen(layer, held.x))
 
-    stream = (batch for batch, _ in mixed(corpus, SEQUENCES, seed))
-    train(layer, stream, steps=STEPS, seed=seed, on_step=keep)
-    again, now = chosen(layer, fresh), chosen(layer, held.x)
+    train(layer, stream(corpus, seed), steps=STEPS, lr=RATE, seed=seed, on_step=keep)
+    again, now = chosen(layer, fresh.x), chosen(layer, held.x)
     with torch.no_grad():
-        loss = float((layer(held.x) - held.y).square().mean())
+        error = float((layer(held.x) - held.y).square().mean())
     assert layer.routing is not None
     return {
-        "loss": loss,
+        "error": error,
         "fluctuation": fluctuation(before[0], now),
         "survives new noise": 1.0 - fluctuation(now, again),
-        "cluster nats": mutual_information(now, cluster_T),
-        "entropy": route_entropy(layer.routing),
+        "kind nats": mutual_information(now, torch.from_numpy(kind_BL).flatten()),
         "max_vio": max_vio(layer.routing.count_E),
     }
 
 
-def one_seed(seed: int) -> dict[str, dict[str, float]]:
-    """Every arm in the same world, on the same batches, from the same first weights."""
-    from polyroute.nn.corpora import Regress
-
-    corpus = Regress(CLUSTERS, DIM, seed=seed)
-    return {
-        "plain": arm(corpus, seed, "self"),
-        "graph": arm(corpus, seed, "similarity"),
-        "strangers": arm(corpus, seed, "similarity", broken=True),
-    }
-
-
 def prove(seed: int) -> Proof:
-    """Ten worlds; three arms in each."""
+    """Seven worlds with three arms each, and the falsifier in three of them."""
     seeds = range(seed, seed + SEEDS)
-    found = [one_seed(s) for s in seeds]
+    found = [{name: arm(world(s), s, name) for name in ARMS if name != "strangers" or s < seed + BROKEN} for s in seeds]
 
-    def logs(key: str, over: str, under: str) -> np.ndarray:
-        return np.array([np.log(each[over][key] / each[under][key]) for each in found])
+    def lower(name: str) -> np.ndarray:
+        best = [min(each[b]["error"] for b in BASELINES) for each in found]
+        return np.array([np.log(b / each[name]["error"]) for b, each in zip(best, found, strict=True) if name in each])
 
-    def survival(name: str) -> np.ndarray:
-        return np.array(
-            [100 * (each[name]["survives new noise"] - each["plain"]["survives new noise"]) for each in found]
-        )
-
-    nats = np.array([each["graph"]["cluster nats"] - each["plain"]["cluster nats"] for each in found])
+    survives = [100 * (f["graph"]["survives new noise"] - f["plain"]["survives new noise"]) for f in found]
     rows: list[dict[str, Any]] = [
-        {"arm": name, **{key: float(np.mean([each[name][key] for each in found])) for key in found[0][name]}}
-        for name in found[0]
+        {"arm": name, **{key: float(np.mean([f[name][key] for f in found if name in f])) for key in found[0][name]}}
+        for name in ARMS
     ]
     return Proof(
         id=95,
         name="Graph of tokens",
-        claim="scores averaged over similar tokens make choices depend less on a token's noise (four mixed clusters)",
-        baseline="the same layer without neighbours",
+        claim="scores averaged over similar tokens lower the error and steady choices where tokens are noisy",
+        baseline="the better of plain softmax and a router that reads the sequence's mean beside the token",
         effects=[
-            effect_over_seeds("tokens that keep their expert under new noise", survival("graph"), "points"),
-            effect_over_seeds(
-                "squared error, plain over graph: no more than 5 % worse", logs("loss", "plain", "graph"), "log ratio",
-                margin=-0.05,
-            ),
-            effect_over_seeds("cluster and expert: no more than 0.05 nats lost", nats, "nats more", margin=-0.05),
+            effect_over_seeds("squared error, better baseline over graph", lower("graph"), "log ratio", BETTER),
+            effect_over_seeds("tokens that keep their expert under new noise, more", survives, "points", POINTS),
         ],
         falsifier=effect_over_seeds(
-            "tokens that keep their expert under new noise, a graph of strangers", survival("strangers"), "points"
+            "squared error, better baseline over a graph of strangers", lower("strangers"), "log ratio", BETTER
         ),
         seeds=list(seeds),
         rows=rows,
-        figures={f"survives new noise, {row['arm']}": row["survives new noise"] for row in rows},
-        notes="Fluctuation between 90 % and the end of the training is in the table; it is not shown to fall.",
-    )  # fmt: skip
+        figures={f"error, {row['arm']}": row["error"] for row in rows},
+        notes="Sides of a topic are opposite, so that a sequence's mean says nothing; where it does, a router that "
+        "reads it beside the token was level with the graph in development. Less fluctuation is not shown.",
+    )
