@@ -8,7 +8,17 @@ import pytest
 from polyroute.data.catalogue import catalogue
 from polyroute.gateway.brain import objective_for
 from polyroute.proofs import reasoning
-from polyroute.proofs.reasoning import best_fixed, halves, plan, prove, read, shuffled, token_price
+from polyroute.proofs.reasoning import (
+    best_fixed,
+    effect_within_kinds,
+    halves,
+    misplaced,
+    over_kinds,
+    plan,
+    prove,
+    read,
+    token_price,
+)
 from polyroute.recipes.reasoning import BUDGETS, MODES
 
 MODEL = "qwen2.5-coder-0.5b"
@@ -25,70 +35,89 @@ def recorded(chances: dict[str, dict[str, list[float]]], n: int = 40, seed: int 
                        for p, b in zip(modes[mode], BUDGETS, strict=True)]
                 for mode in MODES
             }  # fmt: skip
-    return {"model": MODEL, "budgets": list(BUDGETS), "seed": 63, "per_level": n, "items": items}
+    return {"model": MODEL, "budgets": list(BUDGETS), "seed": 63, "items": items}
 
 
-THOUGHT_HELPS_ONE = {
-    "arithmetic": {"answer": [0.9] * 5, "steps": [0.3, 0.7, 0.9, 0.9, 0.9]},
-    "word-problem": {"answer": [0.1] * 5, "steps": [0.05, 0.15, 0.3, 0.7, 0.9]},
+MODES_DIFFER = {
+    "arithmetic": {"answer": [0.3] * 3, "steps": [0.3] * 3},
+    "everyday": {"answer": [0.9] * 3, "steps": [0.5] * 3},
+    "program": {"answer": [0.1] * 3, "steps": [0.6] * 3},
+    "word-problem": {"answer": [0.1] * 3, "steps": [0.1, 0.3, 0.8]},
 }
-NOTHING_DIFFERS = {
-    "arithmetic": dict.fromkeys(MODES, [1.0] * 5),
-    "word-problem": dict.fromkeys(MODES, [0.0] * 5),
-}
+NOTHING_DIFFERS = {name: dict.fromkeys(MODES, [p] * 3) for name, p in (("arithmetic", 0.3), ("everyday", 0.8))}
 
 
 @pytest.fixture
 def world(monkeypatch):
-    def use(chances: dict, n: int = 40) -> None:
-        monkeypatch.setattr(reasoning, "recorded_budgets", lambda: recorded(chances, n))
+    def use(chances: dict) -> None:
+        monkeypatch.setattr(
+            reasoning, "recorded_budgets", lambda which: recorded(chances, seed=int(which == "fresh"))
+        )  # fmt: skip
 
     return use
 
 
-def test_it_passes_where_only_one_family_needs_thought(world):
-    world(THOUGHT_HELPS_ONE)
+def test_it_passes_where_kinds_need_different_modes(world):
+    world(MODES_DIFFER)
     proof = prove(0)
     assert proof.passed, proof.as_json()
-    assert proof.effects[1].value > 30
-    assert proof.falsifier.high < -5
+    assert proof.effects[0].value > 5
+    assert proof.falsifier.high < 0
 
 
 def test_it_fails_where_nothing_differs(world):
     world(NOTHING_DIFFERS)
-    proof = prove(0)
-    assert proof.falsifier.holds  # mixed-up budgets are as good, so nothing is shown
-    assert not proof.passed
+    assert not prove(0).passed
 
 
-def test_it_fails_where_every_family_needs_the_longest_thought(world):
-    world(dict.fromkeys(THOUGHT_HELPS_ONE, THOUGHT_HELPS_ONE["word-problem"]))
-    assert not prove(0).effects[1].holds  # nothing to save
+def test_it_fails_where_every_kind_needs_the_same(world):
+    world(dict.fromkeys(MODES_DIFFER, MODES_DIFFER["word-problem"]))
+    assert not prove(0).passed
 
 
-def test_a_plan_takes_the_cheap_mode_where_it_is_as_good():
-    table = read(recorded(THOUGHT_HELPS_ONE, n=300))
-    chosen = plan(table, 1e-4)
-    assert chosen["arithmetic"][0] == list(MODES).index("answer")
-    assert chosen["word-problem"] == (list(MODES).index("steps"), 4)
-    assert {mode for mode, _ in plan(table, 1.0).values()} == {0}  # when tokens are all that counts
+def test_a_plan_takes_for_each_kind_the_arm_worth_most():
+    table = read(recorded(MODES_DIFFER, n=300))
+    fixed = best_fixed(table, 1e-4)
+    chosen = plan(table, 1e-4, fixed)
+    answer, steps = list(MODES).index("answer"), list(MODES).index("steps")
+    assert fixed == (steps, 2)
+    assert chosen["everyday"][0] == answer
+    assert chosen["program"][0] == steps
+    assert chosen["word-problem"] == (steps, 2)
+    assert {mode for mode, _ in plan(table, 1.0, (answer, 0)).values()} == {answer}  # when tokens are all that counts
 
 
-def test_the_fixed_arm_is_the_most_accurate_and_of_equals_the_cheapest():
-    table = read(recorded(THOUGHT_HELPS_ONE, n=300))
-    assert best_fixed(table) == (1, 4)
-    same = table._replace(score=np.ones_like(table.score))
-    assert best_fixed(same) == (0, 0)
-    assert best_fixed(table, 1.0)[0] == 0  # which costs the same at every budget
+def test_few_questions_leave_the_fixed_arm():
+    table = read(recorded({"program": {"answer": [0.0] * 3, "steps": [1.0] * 3}}, n=40))
+    assert plan(table, 1e-4, (0, 0)) == {"program": (1, 0)}
+    assert plan(table.take(np.arange(1)), 1e-4, (0, 0), caution=3.0) == {"program": (0, 0)}
+    assert plan(table, 1e-4, (1, 2), caution=1e9) == {"program": (1, 2)}
 
 
-def test_shuffling_keeps_each_items_scores_and_loses_their_budgets():
-    table = read(recorded(THOUGHT_HELPS_ONE, n=300))
-    broken = shuffled(table, np.random.default_rng(0))
-    assert (broken.score.sum(axis=2) == table.score.sum(axis=2)).all()
-    assert (broken.tokens == table.tokens).all()
-    assert np.ptp(table.score[:, 1].mean(axis=0)) > 0.5
-    assert np.ptp(broken.score[:, 1].mean(axis=0)) < 0.1
+def test_the_fixed_arm_counts_every_kind_alike():
+    table = read(recorded(MODES_DIFFER, n=300))
+    most = table.take(np.flatnonzero((table.family == "everyday") | (np.arange(len(table.family)) % 10 == 0)))
+    assert best_fixed(table, 1e-4) == best_fixed(most, 1e-4) == (1, 2)
+    assert best_fixed(table, 1.0)[0] == 0
+    assert over_kinds(np.array([1.0, 1, 1, 0]), np.array(["a", "a", "a", "b"])) == 0.5
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_misplaced_plan_is_another_kinds(seed):
+    plans = {name: (i, 0) for i, name in enumerate("abcde")}
+    moved = misplaced(plans, np.random.default_rng(seed))
+    assert sorted(moved.values()) == sorted(plans.values())
+    assert all(moved[name] != plans[name] for name in plans)
+
+
+def test_the_interval_is_that_of_a_mean_of_means():
+    rng = np.random.default_rng(0)
+    family = np.repeat(["a", "b"], [400, 100])
+    values = np.where(family == "a", 0.0, 1.0) + rng.normal(size=500)
+    effect = effect_within_kinds("x", values, family, rng)
+    assert effect.value == pytest.approx(100 * over_kinds(values, family))
+    expected = 100 * 1.96 * 0.5 * np.sqrt(1 / 400 + 1 / 100)
+    assert (effect.high - effect.low) / 2 == pytest.approx(expected, rel=0.15)
 
 
 def test_each_family_is_halved():

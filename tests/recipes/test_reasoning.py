@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from importlib.resources import files
 
 import numpy as np
 import pytest
 
-from polyroute.data.probes import FAMILIES, LEVELS, Probe
+from polyroute.data.probes import FAMILIES, LEVELS, Probe, probes
 from polyroute.errors import OutcomesError, ShapeError
 from polyroute.recipes import reasoning
-from polyroute.recipes.reasoning import BUDGETS, FORCE, MODES, BudgetCurve, ReasoningArm, items, record_item
+from polyroute.recipes.reasoning import BUDGETS, EARLIER, FORCE, MODES, BudgetCurve, ReasoningArm, items, record_item
 from polyroute.types import Profile
 
 TOKENS = np.array([8.0, 16, 32, 64, 128, 256])
@@ -79,15 +78,27 @@ def test_an_arm_is_a_candidate_of_its_own():
     assert arms[0].candidate(Profile(price_out=3.0)).profile.price_out == 3.0
 
 
+FEW = dict.fromkeys(FAMILIES, 2)
+
+
 def test_items_are_drawn_again_from_their_seed():
-    some = items(2)
-    assert [item.prompt for item in some] == [item.prompt for item in items(3)][: len(some)]
-    assert [item.prompt for item in items(2, seed=1)] != [item.prompt for item in some]
+    assert [item.prompt for item in items(per_level=FEW)] == [item.prompt for item in items(per_level=FEW)]
+    assert [item.prompt for item in items(1, FEW)] != [item.prompt for item in items(2, FEW)]
 
 
-def test_items_cover_every_family_and_level_evenly():
-    kinds = Counter(item.id.rsplit("-", 1)[0] for item in items(2))
-    assert kinds == {f"{family}-{level}": 2 for family in FAMILIES for level in range(1, LEVELS + 1)}
+def test_no_question_is_asked_twice_or_again():
+    asked = [item.prompt for item in items()]
+    assert len(set(asked)) == len(asked)
+    assert not set(asked) & {probe.prompt for probe in probes(4, np.random.default_rng(EARLIER))}
+
+
+def test_items_cover_families_and_levels_in_their_proportion_wherever_the_list_is_cut():
+    found = items(per_level={"program": 8, "word-problem": 4})
+    assert {item.id.rsplit("-", 1)[0] for item in found} == {
+        f"{family}-{level}" for family in ("program", "word-problem") for level in range(1, LEVELS + 1)
+    }
+    half = Counter(item.id.rsplit("-", 2)[0] for item in found[: len(found) // 2])
+    assert half["program"] == pytest.approx(2 * half["word-problem"], abs=3)
 
 
 class Server:
@@ -115,9 +126,9 @@ def test_an_answer_within_the_budget_is_taken_and_a_cut_one_is_forced(monkeypatc
     monkeypatch.setattr(reasoning, "ask", server)
     rows = record_item("", "m", PROBE)
     whole = [[1.0, 60]] * sum(budget >= 60 for budget in BUDGETS)
-    assert rows["answer"] == [[0.0, 16 + 2], [0.0, 48 + 2], *whole]  # forced to 7, forced to 7, whole
+    assert rows["answer"] == [[0.0, 16 + 2], *whole]  # forced to 7, whole
     forced = [messages for messages, _ in server.asked if len(messages) == 3]
-    assert [len(m[1]["content"].split()) for m in forced[:2]] == [16, 48]  # it sees what it thought so far
+    assert [len(m[1]["content"].split()) for m in forced] == [16, 16]  # it sees what it thought so far
     assert server.asked[0][0][0]["content"] == PROBE.prompt
     assert all(len(rows[mode]) == len(BUDGETS) for mode in MODES)
 
@@ -127,22 +138,23 @@ def test_an_answer_cut_at_the_largest_budget_is_forced_too(monkeypatch):
     assert record_item("", "m", PROBE)["steps"][-1] == [0.0, BUDGETS[-1] + 2]
 
 
-@pytest.mark.skipif(
-    not files("polyroute.data").joinpath("budget_outcomes.json").is_file(),
-    reason="not recorded yet: python -m polyroute.recipes.reasoning",
-)
-def test_the_recorded_outcomes_are_whole():
-    recorded = reasoning.recorded_budgets()
-    known = {item.id: item for item in items(recorded["per_level"])}
-    assert recorded["budgets"] == list(BUDGETS)
-    assert list(recorded["items"]) == list(known)[: len(recorded["items"])]  # cut at the end, if at all
+@pytest.mark.parametrize("which", ["earlier", "fresh"])
+def test_the_recorded_outcomes_are_whole(which):
+    recorded = reasoning.recorded_budgets(which)
+    budgets = recorded["budgets"]
+    assert set(BUDGETS) <= set(budgets)
     counts = Counter(name.rsplit("-", 2)[0] for name in recorded["items"])
     assert set(counts) == set(FAMILIES)
-    assert max(counts.values()) - min(counts.values()) <= 1  # balanced wherever it is cut
     assert min(counts.values()) >= 10
     for rows in recorded["items"].values():
         assert set(rows) == set(MODES)
         for row in rows.values():
-            assert [score in (0.0, 1.0) for score, _ in row] == [True] * len(BUDGETS)
-            assert all(used <= budget + 16 for (_, used), budget in zip(row, BUDGETS, strict=True))
+            assert [score in (0.0, 1.0) for score, _ in row] == [True] * len(budgets)
+            assert all(used <= budget + 16 for (_, used), budget in zip(row, budgets, strict=True))
     assert json.dumps(recorded)
+
+
+def test_the_fresh_recording_is_of_the_questions_said():
+    recorded = reasoning.recorded_budgets("fresh")
+    known = [item.id for item in items(recorded["seed"])]
+    assert list(recorded["items"]) == known[: len(recorded["items"])]  # cut at the end, if at all
