@@ -44,7 +44,8 @@ LAYERS: dict[str, set[str]] = {
     "__init__": CORE,
 }
 # The request routers that train in torch are routers first; the other networks know nothing of requests.
-FILE_EDGES = {"nn/encoders.py": {"routers"}}
+# A judge of answers is a fitted router shown texts, so that a flow can be run by whoever has answers.
+FILE_EDGES = {"nn/encoders.py": {"routers"}, "flows/judging.py": {"routers", "signals"}}
 DEFERRED_LAYERS = {"recipes": {"nn"}, "proofs": {"nn"}, "cli": {"nn"}}  # inside functions only
 LAZY = {"__init__"}  # no edge at all while it is imported
 
@@ -57,6 +58,7 @@ LIBRARIES: dict[str, set[str]] = {
 DEFERRED_LIBRARIES: dict[str, set[str]] = {
     "errors": set(),
     "types": set(),
+    "kernels": {"torch"},  # of what is asked of a tensor that is already there
     "nn": {"matplotlib", "scipy", "safetensors", "transformers"},
     "signals": {"wordllama", "tokenizers", "safetensors", "onnxruntime"},
     "gateway": {"pyarrow", "xllamacpp"},

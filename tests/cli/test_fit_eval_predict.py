@@ -20,6 +20,7 @@ from polyroute.offline.frontier import realised, scale_of, summarise
 from polyroute.routers.constant import Constant
 from polyroute.routers.knn import KNN
 from polyroute.types import Outcomes, Query
+from tests.recipes.test_verified import world
 
 pa = pytest.importorskip("pyarrow", reason="needs pyarrow: pip install 'polyroute[data]'")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -62,6 +63,33 @@ def run(capsys):
         return code, "\n".join(lines[:-1]) if code == 0 else captured.err, last
 
     return called
+
+
+def test_a_cascade_is_fitted_on_recorded_answers(run, tmp_path):
+    table, answers = world(120)
+    path = with_recorded(table, tmp_path)
+    told = {name: [key[i] for key in answers] for i, name in enumerate(("query_id", "model"))}
+    pq.write_table(pa.table({**told, "response": list(answers.values())}), tmp_path / "answers.parquet")
+    given = ("fit", path, "--router", "cascade", *FEATURES, "--answers", tmp_path / "answers.parquet")
+    code, text, fitted = run(*given, "-o", tmp_path / "c.npz")
+    assert code == 0
+    assert "cascade on table.parquet" in text
+    assert fitted["rows"] == 120
+    assert load(tmp_path / "c.npz").router.rungs_ == ["small", "large"]
+    silent = pa.table({**told, "response": pa.nulls(len(answers), pa.string())})
+    pq.write_table(silent, tmp_path / "silent.parquet")
+    fit, to = ("fit", path, *FEATURES), ("-o", tmp_path / "d.npz")
+    some = ("--answers", tmp_path / "silent.parquet")
+    nobody = "expected queries of table.parquet with an answer of every model, got none"
+    for words, problem in (
+        ((*fit, "--router", "cascade", *some, *to), nobody),
+        ((*fit, "--router", "cascade", *to), "--answers: expected recorded answers"),
+        ((*fit, *some, *to), "--answers"),
+    ):
+        code, text, _ = run(*words)
+        assert code != 0
+        assert problem in text
+    assert not (tmp_path / "d.npz").exists()
 
 
 def test_fit_eval_and_predict_agree(run, table, tmp_path):

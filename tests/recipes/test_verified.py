@@ -9,10 +9,11 @@ import pytest
 
 from polyroute.errors import NoCandidateError
 from polyroute.flows.cascade import Judgement, arun, recorded, run, verified
+from polyroute.flows.judging import Bench
 from polyroute.offline.baselines import single_models
 from polyroute.offline.frontier import scale_of, summarise
 from polyroute.offline.replay import gap_closed, replayed
-from polyroute.recipes.verified import Bench, evidence_of, verified_cascade, verified_cascade_curve, with_answers
+from polyroute.recipes.verified import evidence_of, verified_cascade, verified_cascade_curve, with_answers
 from polyroute.routers.knn import KNN
 from polyroute.types import Candidate, Outcomes, Query
 

@@ -28,7 +28,8 @@ from polyroute.cli.tables import (
     writable,
 )
 from polyroute.data.outcomes import complete
-from polyroute.errors import ConfigError
+from polyroute.data.recorded import recorded_answers
+from polyroute.errors import ConfigError, OutcomesError
 from polyroute.offline.choose import (
     FAMILIES,
     QUALITY_ROUTERS,
@@ -43,6 +44,7 @@ from polyroute.offline.choose import (
 from polyroute.offline.frontier import reference_cost
 from polyroute.offline.split import part
 from polyroute.protocols import Router
+from polyroute.recipes.verified import evidence_of, verified_cascade, with_answers
 from polyroute.routers.default import Default
 from polyroute.routers.mix import Together
 from polyroute.types import Outcomes
@@ -52,14 +54,17 @@ EXAMPLE = """examples:
   polyroute fit outcomes/routerbench.parquet --router default -o r.npz
   polyroute fit outcomes/llmrouter9.parquet --router mix --features minilm-1 -o r.npz
   polyroute fit .polyroute/journal.sqlite --prior default -o r.npz
+  polyroute fit outcomes/routellm.parquet --router cascade --answers outcomes/routellm_gsm8k_responses.parquet -o r.npz
 
 A table has one row per query and model: query_id, model, score (0..1), cost_usd, query (or prompt), and, if you have
 them, split, group_id, dataset, input_tokens. Learns from split train, chooses settings on split valid, never reads
 test; without a column split it uses every row and chooses by group-aware cross-validation. A journal (SQLite) of the
 gateway serves too, as far as feedback reported quality. Features recorded-minilm are the vectors of embeddings.npy and
 queries.parquet beside the table or one folder above; the gateway cannot make them, so fit with another to serve.
-The router named default sets itself by folds within what it learns from, so it learns from train and valid together."""
-DEFAULT = "default"
+The routers named default and cascade set themselves by folds within what they learn from, so they learn from train and
+valid together. A cascade reads a model's answer before it pays for another's: it needs the recorded answers of every
+model (query_id, model, response) and learns from the queries that have them all."""
+DEFAULT, CASCADE = "default", "cascade"
 
 
 class Fitted(NamedTuple):
@@ -77,10 +82,12 @@ def add(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("outcomes", type=Path, metavar="OUTCOMES", help="Parquet table, or the gateway's journal")
-    parser.add_argument("--router", default="knn", choices=(*QUALITY_ROUTERS, DEFAULT), help="default: %(default)s")
+    kinds = (*QUALITY_ROUTERS, DEFAULT, CASCADE)
+    parser.add_argument("--router", default="knn", choices=kinds, help="default: %(default)s")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="R.npz", help="file to write")
     add_table_options(parser)
     parser.add_argument("--prior", metavar="R.npz", help="router to shrink to, or `default`: the shipped cold start")
+    parser.add_argument("--answers", nargs="+", type=Path, metavar="FILE", help="texts of the answers, for a cascade")
     parser.add_argument("--partial", action="store_true", help="also learn from queries that not every model answered")
     parser.set_defaults(run=run)
 
@@ -96,6 +103,8 @@ def add_table_options(parser: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     writable("--output", args.output, ".npz")
+    if bool(args.answers) != (args.router == CASCADE):
+        raise ConfigError("--answers", got=args.answers or "none", expected="recorded answers, for --router cascade")
     outcomes = read_outcomes(args.outcomes, args.features, allow_shared_groups=args.allow_shared_groups,
                              any_cost=args.any_cost)  # fmt: skip
     fitted = fit(outcomes, args)
@@ -124,8 +133,8 @@ def fit(outcomes: Outcomes, args: argparse.Namespace) -> Fitted:
     outcomes = Outcomes(counted(outcomes.queries), outcomes.pool, outcomes.values, outcomes.observed, outcomes.labels)
     prior = load_prior(args.prior, args.features) if args.prior else None
     outcomes = outcomes if prior else with_outcomes(outcomes)
-    if args.router == DEFAULT:
-        return fit_default(outcomes, args)
+    if args.router in (DEFAULT, CASCADE):
+        return fit_whole(outcomes, args)
     chosen, scores, judged = choose(args.router, outcomes, args.seed, prior)
     train = part(outcomes, "train") if split else outcomes
     quality = quality_router(args.router, chosen, prior)
@@ -140,22 +149,34 @@ def fit(outcomes: Outcomes, args: argparse.Namespace) -> Fitted:
     return Fitted(router, list(outcomes.pool), info)
 
 
-def fit_default(outcomes: Outcomes, args: argparse.Namespace) -> Fitted:
-    """The router `auto` is meant to use, on every row given: splits train and valid, or all.
+def fit_whole(outcomes: Outcomes, args: argparse.Namespace) -> Fitted:
+    """The routers that set themselves, on every row given: splits train and valid, or all.
 
     Prompt tokens are counted from the routed text, since that is all `predict` and the gateway will have; a table may
-    state those of a longer prompt. Raises: ConfigError for --prior, which it has no use for.
+    state those of a longer prompt. Raises: ConfigError for --prior, which they have no use for; OutcomesError where a
+    cascade has no query that all models answered in the files of --answers.
     """
     if args.prior:
-        raise ConfigError("--prior", got=args.prior, expected="none with --router default: it makes its own")
+        raise ConfigError("--prior", got=args.prior, expected=f"none with --router {args.router}: it makes its own")
     table = replace(outcomes, queries=counted(outcomes.queries, anew=True))
-    say(f"fitting on {len(table):,} queries")
-    router = Default(args.seed).fit(table)
+    router: Router
+    if args.router == CASCADE:
+        answers = recorded_answers(*args.answers)
+        table = with_answers(table, answers)
+        if not len(table):
+            raise OutcomesError(
+                f"--answers: expected queries of {args.outcomes.name} with an answer of every model, got none."
+            )
+        say(f"reading the answers to {len(table):,} queries")
+        router = verified_cascade(seed=args.seed).fit(table, evidence_of(table, answers))
+    else:
+        say(f"fitting on {len(table):,} queries")
+        router = Default(args.seed).fit(table)
     split = "train and valid" if "split" in table.labels else "all rows"
     info = {
-        "router": DEFAULT, "table": args.outcomes.name, "features": args.features, "split": split, "rows": len(table),
-        "complete": bool(complete(table).all()), "chosen": {}, "scores": {}, "seed": args.seed, "prior": None,
-        "reference_cost_usd": reference_cost(table), "tokens": "text", "made_with": made_with(),
+        "router": args.router, "table": args.outcomes.name, "features": args.features, "split": split,
+        "rows": len(table), "complete": bool(complete(table).all()), "chosen": {}, "scores": {}, "seed": args.seed,
+        "prior": None, "reference_cost_usd": reference_cost(table), "tokens": "text", "made_with": made_with(),
     }  # fmt: skip
     return Fitted(router, list(table.pool), info)
 

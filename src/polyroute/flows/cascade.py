@@ -37,6 +37,7 @@ class Judgement(NamedTuple):
     keep: int = -1  # place in `tried` of the answer to give
     ask: Candidate | None = None  # whom to ask next; None: the answer kept is accepted
     because: str = ""
+    sure: float | None = None  # P(right) of the answer to give, where the judge says so
 
 
 Judge = Callable[[Query, Sequence[Outcome]], Judgement]

@@ -15,12 +15,15 @@ import numpy as np
 from polyroute.constraints import fits_context, healthy, offers_needs
 from polyroute.decide import Weighing, weigh
 from polyroute.errors import NoCandidateError
+from polyroute.flows.cascade import Judge
+from polyroute.flows.judging import Bench
 from polyroute.gateway.conversations import NONE, Conversations, Thread, thread_of
 from polyroute.gateway.guards import CLEAN, Verdict
 from polyroute.gateway.records import DecisionRecord, Weighed
 from polyroute.gateway.wire import BadRequestError, View, given
 from polyroute.policies.session import StickyConfig
 from polyroute.protocols import Constraint, Featuriser, Policy, Router
+from polyroute.routers.cascade import Cascade
 from polyroute.signals import is_quick
 from polyroute.signals.conversation import routing_text
 from polyroute.signals.needs import needs_of
@@ -43,6 +46,7 @@ class ServedPolicy:
     trade_off: float | None = None
     sticky: StickyConfig | None = None  # what it costs to move a conversation; None: nothing
     settle: Callable[[float], None] | None = None  # told the USD of each finished request; budgets pace themselves
+    cascade: Cascade | None = None  # reads an answer before another is paid for; None: nobody does
 
 
 class Signals(NamedTuple):
@@ -60,6 +64,8 @@ class Choice(NamedTuple):
     record: DecisionRecord
     policy: ServedPolicy | None  # None: the client named a concrete model
     thread: Thread = NONE
+    query: Query | None = None
+    judge: Judge | None = None  # reads the answers as they come; None: the first answer is taken
 
 
 def new_id(prefix: str, pool: list[str] = []) -> str:  # noqa: B006  # the ids drawn ahead are shared on purpose
@@ -141,9 +147,12 @@ class Brain:
     def choose(
         self, signals: Signals, policy: ServedPolicy, *, requested: str, endpoint: str, request_id: str,
         trade_off: float | None = None, session: str | None = None, tenant: str | None = None, dry_run: bool = False,
-        verdict: Verdict = CLEAN,
+        verdict: Verdict = CLEAN, readable: bool = False,
     ) -> Choice:  # fmt: skip
-        """Decide one request. Raises NoCandidateError when every candidate is ruled out."""
+        """Decide one request. readable: its answer may be held back and read, where the policy does so.
+
+        Raises: NoCandidateError when every candidate is ruled out.
+        """
         objective = policy.objective if trade_off is None else objective_for(trade_off, policy.pool)
         decision_id = new_id("dec")
         seen = signals.query
@@ -166,16 +175,22 @@ class Brain:
         reason = decision.because
         if held is not None and held.current == decision.candidate_ids[0] and reason.startswith(BEHIND):
             reason = f"goes on with the conversation; {reason}"
+        ranked, judge, propensity = self.ranked(weighing, decision, policy.pool), None, decision.propensity
+        if readable and policy.cascade is not None and held is None:
+            judge = judge_of(policy.cascade, ranked, objective)
+            if judge is not None and (first := judge(query, []).ask) is not None:
+                ranked = [first, *(c for c in ranked if c.id != first.id)]
+                propensity, reason = 1.0, "asked first; its answer is read before another is paid for"
         record = DecisionRecord(
             id=decision_id, request_id=request_id, time=now, endpoint=endpoint, requested=requested,
-            policy=policy.name, selected=decision.candidate_ids[0], propensity=decision.propensity,
+            policy=policy.name, selected=ranked[0].id, propensity=propensity,
             because=reason, candidates=weighed(weighing, policy.pool), weights=dict(objective.weights),
             router=self.router_name, artefact=self.artefact, features=self.featuriser.name,
             embedding=None if self.store == "nothing" else np.asarray(query.embedding, dtype=np.float16).tobytes(),
             prompt=signals.text if self.store == "prompts" else None, needs=sorted(query.needs),
             prompt_tokens=query.num_tokens, session=session, tenant=tenant, dry_run=dry_run, guards=verdict.flags,
         )  # fmt: skip
-        return Choice(self.ranked(weighing, decision, policy.pool), record, policy, signals.thread)
+        return Choice(ranked, record, policy, signals.thread, query, judge)
 
     def named(
         self, candidate: Candidate, *, endpoint: str, request_id: str, session: str | None, tenant: str | None,
@@ -207,6 +222,16 @@ class Brain:
         for candidate_id in [c for c, until in self.down.items() if until <= now]:
             del self.down[candidate_id]
         return self.missing.union(self.down)
+
+
+def judge_of(cascade: Cascade, allowed: Sequence[Candidate], objective: Objective) -> Judge | None:
+    """Who reads the answers of one request; None where fewer than two of those allowed are ones it learned from."""
+    known = [candidate for candidate in allowed if candidate.id in (cascade.rungs_ or ())]
+    quality = objective.weights.get("quality", 0.0)
+    if len(known) < 2 or quality <= 0:
+        return None
+    usd = -objective.weights.get("cost", 0.0) / quality  # quality given up for a USD
+    return Bench(cascade, known).judge(max(0.0, usd * cascade.reference_))
 
 
 def weighed(weighing: Weighing, pool: Sequence[Candidate]) -> list[Weighed]:

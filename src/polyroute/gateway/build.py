@@ -31,6 +31,7 @@ from polyroute.policies.explore import UCB, Epsilon, Thompson
 from polyroute.policies.greedy import Greedy
 from polyroute.protocols import Constraint, Featuriser, Policy, Router
 from polyroute.pull import models_folder
+from polyroute.routers.cascade import Cascade
 from polyroute.routers.load import Load
 from polyroute.routers.mix import Together
 from polyroute.routers.price import Price
@@ -90,7 +91,7 @@ def build_brain(config: Config) -> Brain:
     pool, measured = measured_pool(config, fitted, embed)
     return Brain(
         pool=pool,
-        policies={name: served(name, policy, pool) for name, policy in config.policies.items()},
+        policies={name: served(name, policy, pool, fitted.router) for name, policy in config.policies.items()},
         router=serving_router(fitted, pool, embed.dim),
         featuriser=embed,
         router_name=fitted.name,
@@ -153,8 +154,8 @@ def serving_router(fitted: Fitted, pool: Sequence[Candidate], dim: int) -> Toget
     return Together([quality, *own_cost, Load(RunningMean())])
 
 
-def served(name: str, policy: PolicyConfig, pool: Sequence[Candidate]) -> ServedPolicy:
-    """A virtual model from its configuration."""
+def served(name: str, policy: PolicyConfig, pool: Sequence[Candidate], router: Router) -> ServedPolicy:
+    """A virtual model from its configuration. Raises: ConfigError where it wants answers read and nobody can."""
     kept = [c for c in pool if policy.models is None or c.id in policy.models]
     trade_off = None if policy.weights is not None else policy.trade_off if policy.trade_off is not None else 0.3
     objective = objective_for(trade_off, kept) if trade_off is not None else Objective(dict(policy.weights or {}))
@@ -177,5 +178,17 @@ def served(name: str, policy: PolicyConfig, pool: Sequence[Candidate]) -> Served
         constraints.append(budget.within_budget)
     return ServedPolicy(
         name=name, policy=chooser, objective=objective, pool=kept, constraints=constraints, trade_off=trade_off,
-        settle=settle, sticky=stickiness(policy.sticky),
+        settle=settle, sticky=stickiness(policy.sticky), cascade=reader_of(name, policy, router),
     )  # fmt: skip
+
+
+def reader_of(name: str, policy: PolicyConfig, router: Router) -> Cascade | None:
+    """Who reads the answers of a policy's requests. Raises: ConfigError."""
+    able = isinstance(router, Cascade) and bool(router.rungs_)
+    if policy.read_answers and not able:
+        raise ConfigError(
+            f"policies.{name}.read_answers", got=f"true with a router of kind {type(router).__name__}",
+            expected="a cascade that has learned from answers",
+            hint="Fit one with `polyroute fit --router cascade --answers FILES` and name it in [router] artefact.",
+        )  # fmt: skip
+    return router if isinstance(router, Cascade) and able and policy.read_answers is not False else None

@@ -139,6 +139,10 @@ class PolicyConfig:
         "Utility another model must gain to take over a conversation, half of it for the lost cache; 0: each turn is "
         "decided anew. Within a tool loop the model stays.", 0.1, least=0,
     )  # fmt: skip
+    read_answers: bool | None = option(
+        "Read an answer, and pay for another model's only where that is worth it; whole chats only, not streams. "
+        "Needs a router fitted with --router cascade. Default: where the router is one.", None
+    )  # fmt: skip
     models: tuple[str, ...] | None = option("Ids that may be chosen. Default: all.", None)
     needs: frozenset[str] = option("Capabilities every request of this policy needs.", frozenset())
 

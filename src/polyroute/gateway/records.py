@@ -50,6 +50,17 @@ class DecisionRecord(msgspec.Struct, kw_only=True, gc=False):
     guards: tuple[str, ...] = ()  # those that saw something in the request
 
 
+class Try(msgspec.Struct, kw_only=True, gc=False):
+    """One answer that was asked for and paid, where several were before one was kept."""
+
+    model: str
+    status: int  # of the backend; 0: it did not answer
+    latency_s: float
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost_usd: float = 0.0
+
+
 class OutcomeRecord(msgspec.Struct, kw_only=True, gc=False):
     """What a decision yielded, as far as the gateway saw it."""
 
@@ -67,6 +78,7 @@ class OutcomeRecord(msgspec.Struct, kw_only=True, gc=False):
     cost_usd: float | None = None
     dearest_usd: float | None = None  # the same usage at the price of the dearest candidate of the pool
     usage: dict[str, object] | None = None  # as the backend sent it
+    tries: list[Try] = []  # all answers paid for, where a policy reads them; tokens and cost_usd above are their sums
     error: str | None = None
 
 

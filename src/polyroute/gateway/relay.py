@@ -13,6 +13,7 @@ import msgspec
 from polyroute.errors import UpstreamError
 from polyroute.gateway.answers import Headers, Send, error_body, error_event, send_bytes
 from polyroute.gateway.brain import Choice
+from polyroute.gateway.records import Try
 from polyroute.gateway.transport import Reply
 from polyroute.gateway.wire import (
     Stream,
@@ -57,6 +58,8 @@ class Exchange:
     raw_usage: dict[str, object] | None = None
     stream: Stream | None = None
     path_taken: str = "upstream"  # or replay: a recording answered, not a model
+    kept: str = ""  # why this of several answers was given
+    tries: list[Try] = field(default_factory=list)  # all that were paid for, where answers are read
     headers: dict[bytes, bytes] = field(default_factory=dict)
 
 
@@ -74,18 +77,23 @@ async def relay(gateway: Gateway, send: Send, road: Exchange, reply: Reply, hide
     finally:
         road.upstream_s += perf_counter() - waiting
         road.first_byte_s = perf_counter() - road.started
-    encoding = next((v for k, v in reply.headers if k == b"content-encoding"), b"identity")
-    problem = note_answer(road, reply.status, plain(data, encoding))
+    await deliver(gateway, send, road, reply.status, reply.headers, data)
+
+
+async def deliver(gateway: Gateway, send: Send, road: Exchange, status: int, headers: Headers, data: bytes) -> None:
+    """Send a whole answer on, accounted."""
+    encoding = next((v for k, v in headers if k == b"content-encoding"), b"identity")
+    problem = note_answer(road, status, plain(data, encoding))
     if problem is not None:
-        return await broken(send, road, 502 if reply.status < 500 else reply.status, problem, "upstream_protocol")
-    if gateway.answer_requested and road.choice is not None and reply.status < 400 and encoding == b"identity":
+        return await broken(send, road, 502 if status < 500 else status, problem, "upstream_protocol")
+    if gateway.answer_requested and road.choice is not None and status < 400 and encoding == b"identity":
         data = replace_model(data, road.choice.record.requested)
     extra = decision_headers(road)
-    if reply.status in RETRYABLE and road.attempts > 1:
+    if status in RETRYABLE and road.attempts > 1:
         extra.append((b"x-should-retry", b"false"))
-    head = [*downstream_headers(reply.headers), (b"content-length", b"%d" % len(data)), *extra]
-    road.began, road.status = True, reply.status
-    await send({"type": "http.response.start", "status": reply.status, "headers": head})
+    head = [*downstream_headers(headers), (b"content-length", b"%d" % len(data)), *extra]
+    road.began, road.status = True, status
+    await send({"type": "http.response.start", "status": status, "headers": head})
     road.over = True
     await send({"type": "http.response.body", "body": data})
 
@@ -174,7 +182,7 @@ def decision_headers(road: Exchange) -> Headers:
     assert road.candidate is not None
     record = road.choice.record
     overhead = (perf_counter() - road.started - road.upstream_s) * 1e3
-    reason = record.because if road.attempts == 1 else f"fallback after {road.error}"
+    reason = road.kept or (record.because if road.attempts == 1 else f"fallback after {road.error}")
     found = [
         *names_told(record.requested, road.candidate.id, record.policy, road.path_taken),
         (b"x-polyroute-request-id", one_line(road.request_id)),

@@ -20,6 +20,7 @@ from polyroute.gateway.answers import (
     send_bytes,
 )
 from polyroute.gateway.brain import Choice, new_id, usd_of
+from polyroute.gateway.reading import ask_and_read, together
 from polyroute.gateway.records import OutcomeRecord
 from polyroute.gateway.relay import KIND_STATUS, RETRYABLE, Exchange, broken, relay
 from polyroute.gateway.screening import screen
@@ -27,6 +28,7 @@ from polyroute.gateway.wire import (
     BadRequestError,
     View,
     ask_for_usage,
+    given,
     one_line,
     read_view,
     replace_model,
@@ -144,6 +146,7 @@ async def decide(gateway: Gateway, view: View, road: Exchange, tenant: str | Non
     choice = brain.choose(
         signals, policy, requested=requested, endpoint=road.endpoint, request_id=road.request_id,
         trade_off=trade_off_of(headers), session=session, tenant=tenant, verdict=verdict,
+        readable=road.endpoint == "chat.completions" and not view.stream and not given(view.tools),
     )  # fmt: skip
     gateway.telemetry.stage("signals", middle - start)
     gateway.telemetry.stage("decide", perf_counter() - middle)
@@ -173,6 +176,8 @@ async def forward(gateway: Gateway, sent: Headers, send: Send, road: Exchange, v
     if hide_usage:
         body = ask_for_usage(body)
     headers = upstream_headers(sent)
+    if road.choice.judge is not None:
+        return await ask_and_read(gateway, send, road, road.choice.judge, headers, body)
     allowed = road.choice.ranked[: gateway.max_attempts]
     for candidate in allowed:
         road.candidate = candidate
@@ -237,6 +242,8 @@ def settle(gateway: Gateway, road: Exchange) -> None:
         prompt, completion = usage.prompt_tokens or 0, usage.completion_tokens or 0
         cost = usd_of(candidate, prompt, completion)
         dearest = gateway.brain.dearest_usd(prompt, completion)
+    if road.tries:  # every answer that was read was paid
+        cost, prompt, completion = together(road.tries)
     if road.choice.policy is not None and road.choice.policy.settle is not None:
         road.choice.policy.settle(cost or 0.0)  # a budget's window counts requests, also those that failed
     selected, now = candidate.id if candidate is not None else record.selected, gateway.brain.clock()
@@ -244,17 +251,21 @@ def settle(gateway: Gateway, road: Exchange) -> None:
         OutcomeRecord(
             decision_id=record.id, time=now, status=road.status, state=road.state, selected=selected,
             attempts=road.attempts, latency_s=total, first_byte_s=road.first_byte_s,
-            prompt_tokens=usage.prompt_tokens if usage else None, cached_tokens=usage.cached_tokens if usage else None,
-            completion_tokens=usage.completion_tokens if usage else None, cost_usd=cost, dearest_usd=dearest,
-            usage=road.raw_usage, error=road.error,
+            prompt_tokens=prompt if road.tries else usage.prompt_tokens if usage else None,
+            cached_tokens=usage.cached_tokens if usage else None,
+            completion_tokens=completion if road.tries else usage.completion_tokens if usage else None,
+            cost_usd=cost, dearest_usd=dearest, usage=road.raw_usage, error=road.error, tries=road.tries,
         )
     )  # fmt: skip
     if road.state == "ok":
-        gateway.observed(selected, total, usage)
+        if not road.tries:
+            gateway.observed(selected, total, usage)
         if candidate is not None:
             gateway.brain.conversations.served(road.choice.thread, candidate, now, prompt + completion)
+    for paid in road.tries:
+        gateway.telemetry.used(paid.model, paid.prompt_tokens, paid.completion_tokens, paid.cost_usd)
+    own = (0, 0, 0.0) if road.tries else (prompt, completion, cost or 0.0)
     gateway.telemetry.settled(
-        road.endpoint, record.policy, selected, road.status, total, max(0.0, total - road.upstream_s),
-        prompt, completion, cost or 0.0,
-    )  # fmt: skip
+        road.endpoint, record.policy, selected, road.status, total, max(0.0, total - road.upstream_s), *own
+    )
     gateway.telemetry.stage("settle", perf_counter() - begin)

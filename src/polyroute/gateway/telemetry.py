@@ -146,6 +146,13 @@ class Telemetry:
         tally.durations.add(seconds)
         self._overhead.add(own_s)
 
+    def used(self, model: str, prompt: int, completion: int, usd: float) -> None:
+        """Tokens and USD of one answer, where a request paid for several."""
+        model = self._models.get(model, OTHER)
+        bump(self._tokens, (model, "prompt"), prompt)
+        bump(self._tokens, (model, "completion"), completion)
+        bump(self._spend, (model,), usd)
+
     def _new_tally(self, endpoint: str, policy: str, model: str, status: int) -> Tally:
         if len(self._tallies) >= TALLIES:
             self._count_tallies()

@@ -40,14 +40,23 @@ class Sums(dict[TotalKey, float]):
         model = record.selected
         self.add("requests", model, sign)
         self.add("states", record.state, sign)
-        if record.prompt_tokens:
-            self.add("prompt_tokens", model, sign * record.prompt_tokens)
-        if record.completion_tokens:
-            self.add("completion_tokens", model, sign * record.completion_tokens)
+        if record.tries:
+            for paid in record.tries:
+                self.add_use(paid.model, paid.prompt_tokens, paid.completion_tokens, paid.cost_usd, sign)
+        else:
+            self.add_use(model, record.prompt_tokens, record.completion_tokens, record.cost_usd, sign)
         if (cost := record.cost_usd) is not None and isfinite(cost):
-            self.add("spend_usd", model, sign * cost)
             dearest = cost if record.dearest_usd is None else record.dearest_usd
             self.add("dearest_usd", model, sign * dearest)
+
+    def add_use(self, model: str, prompt: int | None, completion: int | None, cost: float | None, sign: float) -> None:
+        """Count tokens and USD of one answer."""
+        if prompt:
+            self.add("prompt_tokens", model, sign * prompt)
+        if completion:
+            self.add("completion_tokens", model, sign * completion)
+        if cost is not None and isfinite(cost):
+            self.add("spend_usd", model, sign * cost)
 
     def add_quality(self, model: str, quality: object) -> None:
         """Count one reported quality of an answer by `model`; anything but a finite number is left out."""

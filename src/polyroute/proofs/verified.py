@@ -18,13 +18,14 @@ from __future__ import annotations
 import numpy as np
 
 from polyroute.data.recorded import recorded_answers
+from polyroute.flows.judging import Bench
 from polyroute.offline.baselines import single_models
 from polyroute.offline.calibration import expected_calibration_error
 from polyroute.offline.frontier import TRADE_OFFS, Curve, choose, realised, reference_cost, scale_of, summarise
 from polyroute.offline.replay import Answers, gap_closed, replayed
 from polyroute.proofs.proof import Proof, effect_over_seeds
 from polyroute.proofs.tables import data_folder, full_table, held_out
-from polyroute.recipes.verified import Bench, cost_per_success, evidence_of, verified_cascade, with_answers
+from polyroute.recipes.verified import cost_per_success, evidence_of, verified_cascade, with_answers
 from polyroute.routers.calibrate import curve
 from polyroute.routers.knn import KNN
 from polyroute.signals.answer import NAMES
