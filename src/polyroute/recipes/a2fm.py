@@ -26,16 +26,18 @@ class ModeRouter:
     """A gate over modes that learned from forced rollouts. modes: cheapest first; the first is the instant one.
 
     tau: share of right instant rollouts above which a query is easy; keep it between the shares that can occur.
-    adaptive: False trains on accuracy alone, which is what the reward is held against.
+    adaptive: False trains on accuracy alone, which is what the reward is held against. entropy: reward for staying
+    undecided while training; without it a mode that few queries need is given up before it is learned.
     """
 
     def __init__(
         self, modes: Sequence[str] = MODES, *, alpha: float = 2.0, tau: float = 0.5, adaptive: bool = True,
-        steps: int = 300,
+        steps: int = 300, entropy: float = 0.01,
     ):  # fmt: skip
         if len(modes) < 2:
             raise ConfigError("modes", got=tuple(modes), expected="2 or more, cheapest first")
         self.modes, self.alpha, self.tau, self.adaptive, self.steps = tuple(modes), alpha, tau, adaptive, steps
+        self.entropy = entropy
         self.policy_: SoftmaxPolicy | None = None
 
     def rewards(self, success: Array, easy_share: Array | None = None) -> Array:
@@ -62,7 +64,7 @@ class ModeRouter:
         if len(queries) != len(reward):
             raise ShapeError("success", got=np.shape(success), expected=(len(queries), len(self.modes), "rollouts"))
         table = Outcomes(queries, self.pool, {"reward": reward}, np.ones(reward.shape, dtype=bool))
-        self.policy_ = SoftmaxPolicy("reward", steps=self.steps).fit(table)
+        self.policy_ = SoftmaxPolicy("reward", steps=self.steps, entropy=self.entropy).fit(table)
         return self
 
     @property

@@ -8,7 +8,6 @@ here the delta that comes back is the outcomes of what was sent, in batches, and
 
 from __future__ import annotations
 
-from collections import deque
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +18,7 @@ from polyroute.routers.rows import embeddings, unit_rows
 from polyroute.types import Array, Outcomes, Rng
 
 SMALL = 0.02  # quality; a margin below it is none
+AHEAD = 64  # queries whose estimates are worked out at once
 
 
 class Step(NamedTuple):
@@ -54,14 +54,16 @@ class Usefulness:
         """first: [n, d] embeddings of what the device was fitted on."""
         x = unit_rows(first).astype(float)
         self.covariance = np.linalg.inv(x.T @ x + l2 * np.eye(x.shape[1]))
-        self.recent: deque[Array] = deque(maxlen=recent)
+        self.recent = np.zeros((recent, x.shape[1]))  # a ring
+        self.seen = 0
 
     def __call__(self, embedding: Array) -> float:
         """Of the next query, which is remembered. embedding: [d]."""
         x = unit_rows(embedding[None])[0].astype(float)
-        self.recent.append(x)
+        self.recent[self.seen % len(self.recent)] = x
+        self.seen += 1
         vx = self.covariance @ x
-        return float(np.mean((np.array(self.recent) @ vx) ** 2) / (1 + x @ vx))
+        return float(np.mean((self.recent[: self.seen] @ vx) ** 2) / (1 + x @ vx))
 
     def sent(self, embedding: Array) -> None:
         """Count a query as observed, before its outcomes are back: another one like it is worth less at once."""
@@ -77,21 +79,28 @@ def stream(
     rng: Rng,
     batch: int = 8,
     useful: Usefulness | None = None,
-    by_chance: bool = False,
+    chosen: Array | None = None,
 ) -> Step:
     """Run a fitted device over a stream; the outcomes of what it sends up come back every `batch` uploads.
 
     tasks: every model's outcome for each query, read only for those uploaded. useful: how uploads are chosen; None:
-    by doubt of the choice (`doubt_of`). by_chance: at random by the same policy and share, for comparison.
+    by doubt of the choice (`doubt_of`). chosen: [n] bool, what to send up whatever the policy says, for comparison.
     """
     n = len(tasks)
     choice, uploaded, waiting = np.zeros(n, np.intp), np.zeros(n, bool), []
     x = embeddings(tasks.queries)
+    start = stop = 0  # of what is foretold; an update makes it stale
     for i in range(n):
-        mean, std = learner.predict(tasks.queries[i : i + 1], tasks.pool)["quality"]
-        choice[i] = int(mean[0].argmax())
-        doubt = doubt_of(mean[0], np.asarray(std)[0]) if useful is None else useful(x[i])
-        if policy.decide(float(rng.random()) if by_chance else doubt, rng):
+        if i >= stop:
+            start, stop = i, min(i + AHEAD, n)
+            mean, std = learner.predict(tasks.queries[start:stop], tasks.pool)["quality"]
+        choice[i] = int(mean[i - start].argmax())
+        if chosen is not None:
+            send = bool(chosen[i])
+        else:
+            doubt = doubt_of(mean[i - start], np.asarray(std)[i - start]) if useful is None else useful(x[i])
+            send = policy.decide(doubt, rng)
+        if send:
             uploaded[i] = True
             waiting.append(i)
             if useful is not None:
@@ -99,4 +108,5 @@ def stream(
         if len(waiting) == batch:
             learner.update(tasks.take(np.array(waiting)))
             waiting.clear()
+            stop = i + 1
     return Step(choice, uploaded)
