@@ -4,9 +4,10 @@ Second version, fixed before any seed below 300 was run with it. The first, four
 +0.24 [0.17, 0.30] in information at a loss 4.9 % higher [-3.9, 13.6] at seed 7, and +0.32 [-0.01, 0.64] at 1.7 % [-1.5,
 4.9] at seed 0: it failed once by each interval. A contrast weighed like the task took part of the training from it, and
 200 to 300 steps did not suffice for ten arms. Changed: coefficient 0.3 instead of 1, six arms and 24 pulls instead of
-ten and 32, 200 steps at 5e-3 instead of 300 at 3e-3, seven seeds instead of four. Claims, margins, baseline and
+ten and 32, 200 steps at 5e-3 instead of 300 at 3e-3, nine seeds instead of four. Claims, margins, baseline and
 falsifier are the same. Development, one seed each of 300, 330, 360 and 390: +0.18, +0.28, +0.38 and +0.19 at a loss
-between 3.8 % lower and 0.6 % higher; a coefficient of 1 told as much more, at 2.6 % higher to 2.2 % lower.
+between 3.8 % lower and 0.6 % higher; a coefficient of 1: +0.25, +0.34, +0.40 and +0.14 at 3.3 % higher to 2.2 % lower.
+Of seven seeds: +0.28 [0.20, 0.35] from 300, +0.22 [0.13, 0.32] from 360; the last is near 0.1, hence nine.
 
 Claim: in-context bandits of eight families; a two-layer net whose last layer is half token experts, half task experts,
 16 sequences a step, two of each task. On new tasks of the same families the normalised information between a
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from polyroute.nn.tasks import BanditTasks
 
 FAMILIES, ARMS, PULLS = 8, 6, 24
-STEPS, LR, SEEDS, SEQUENCES, HEADS, DIM, WIDTH = 200, 5e-3, 7, 16, 2, 32, 32
+STEPS, LR, SEEDS, SEQUENCES, HEADS, DIM, WIDTH = 200, 5e-3, 9, 16, 2, 32, 32
 CONTRAST: dict[str, Any] = {"contrast": 0.3, "scale": 10.0, "ema": 0.05}
 
 
@@ -96,7 +97,7 @@ def token_only() -> nn.Module:
 
 
 def prove(seed: int) -> Proof:
-    """Three layers, seven seeds each; dense and token-only layers for the first."""
+    """Three layers, nine seeds each; dense and token-only layers for the first."""
     seeds = range(seed, seed + SEEDS)
     full = [one_arm(s, "both", **CONTRAST) for s in seeds]
     without = [one_arm(s, "both", contrast=0.0) for s in seeds]
@@ -124,5 +125,5 @@ def prove(seed: int) -> Proof:
         falsifier=effect_over_seeds("information, partners not of one task", gain(broken), "of 1", 0.1),
         seeds=list(seeds),
         rows=rows,
-        notes="The loss in context is no better than without; only that it is not much worse is claimed.",
+        notes="The loss in context is no better than without; only that it is not much worse is claimed. Second version.",
     )
