@@ -79,3 +79,9 @@ def test_wrong_tables_are_named(world):
         ModeRouter().choose(queries)
     with pytest.raises(ConfigError, match="modes"):
         ModeRouter(["instant"])
+
+
+def test_entropy_keeps_the_gate_undecided(world):
+    queries, success, _ = world
+    odds = [ModeRouter(entropy=e).fit(queries, success).policy_.odds(queries, ModeRouter().pool) for e in (0.0, 5.0)]
+    assert odds[1].max(axis=1).mean() < 0.6 < odds[0].max(axis=1).mean()

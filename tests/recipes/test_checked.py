@@ -123,3 +123,17 @@ def test_useful_uploads_teach_the_device_too():
     alone = stream(device().fit(first), later, UploadPolicy(0.0), np.random.default_rng(0))
     quality = later.values["quality"][np.arange(len(later))[:, None], np.c_[step.choice, alone.choice]].mean(axis=0)
     assert quality[0] > quality[1] + 0.03
+
+
+def test_what_to_send_may_be_said_beforehand():
+    table = synthetic_outcomes(300, 3, rng=np.random.default_rng(4)).outcomes
+    first, later = table.take(np.arange(150)), table.take(np.arange(150, 300))
+    chosen = np.random.default_rng(0).random(150) < 0.2
+    step = stream(device().fit(first), later, UploadPolicy(0.0), np.random.default_rng(0), batch=1, chosen=chosen)
+    assert (step.uploaded == chosen).all()
+    learner = device().fit(first)
+    for i in range(150):  # one at a time, without looking ahead
+        mean = learner.predict(later.queries[i : i + 1], later.pool)["quality"].mean[0]
+        assert step.choice[i] == mean.argmax()
+        if chosen[i]:
+            learner.update(later.take(np.array([i])))
