@@ -198,10 +198,11 @@ def prove(seed: int) -> Proof:
         best = [min(each["as many, fixed"]["loss"], each["as many, fixed, raw gates"]["loss"]) for each in found]
         return [100 * (1 - each[name]["loss"] / b) for each, b in zip(found, best, strict=True)]
 
-    rows = [
-        {"layer": name, **{what: float(np.mean([each[name][what] for each in found])) for what in found[0][name]}}
+    means = {
+        name: {what: float(np.mean([each[name][what] for each in found])) for what in found[0][name]}
         for name in found[0]
-    ]
+    }
+    rows = [{"layer": name, **row} for name, row in means.items()]
     return Proof(
         id=102,
         name="top-p dynamic routing",
@@ -219,6 +220,6 @@ def prove(seed: int) -> Proof:
         seeds=list(seeds),
         rows=rows,
         figures={"LM experts, first steps": float(lm[:, 0].mean()), "LM experts, last steps": float(lm[:, 1].mean()),
-                 "experts a token": rows[0]["K"]},
+                 "experts a token": means["top-p"]["K"]},
         notes="Third version: the baseline uses as many experts as top-p; only who gets them differs.",
     )  # fmt: skip
