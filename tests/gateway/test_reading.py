@@ -144,6 +144,10 @@ def test_a_request_that_is_at_fault_is_not_sent_on(tmp_path, artefact):
         assert answer.status == 400
         assert error_of(body)["message"] == "too long"
         assert not live.upstreams["large"].seen
+    with serving(tmp_path, {"small": sums(7), "large": refusal}, head=head) as live:
+        answer, body = live.chat("auto", "What is 43 plus 17?")
+        assert said(body) == "43 + 17 = 67", "an answer that is there is not lost to a refusal elsewhere"
+        assert [answer.status, answer.getheader("x-polyroute-attempts")] == [200, "2"]
 
 
 def test_a_policy_may_leave_answers_unread_and_none_can_read_without_a_cascade(tmp_path, artefact):

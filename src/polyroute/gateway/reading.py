@@ -82,13 +82,15 @@ async def ask_and_read(
             road.error, failure = f"{candidate.id}: status {answer.status}", answer
             continue
         gateway.worked(candidate.id)
-        answers.append(answer)
         road.tries.append(answer.paid)
-        gateway.observed(candidate.id, answer.paid.latency_s, answer.usage)
-        if answer.status >= 400:  # the request is at fault: nobody else would take it
+        if answer.status >= 400:  # the request is at fault, for this backend at least: an answer that is there stands
             failure = answer
+            if answers:
+                continue
             break
-    kept = answers[judgement.keep] if answers and answers[-1].status < 400 else failure
+        answers.append(answer)
+        gateway.observed(candidate.id, answer.paid.latency_s, answer.usage)
+    kept = answers[judgement.keep] if answers else failure
     if isinstance(kept, tuple):
         return await broken(send, road, *kept)
     road.candidate, road.error = kept.candidate, None
