@@ -48,10 +48,15 @@ def weigh(
     objective: Objective,
     constraints: Sequence[Constraint] = (),
     rng: Rng | None = None,
+    estimates: Estimates | None = None,
 ) -> Weighing:
-    """`decide`, with the estimates and refusals kept, for explanations and logs."""
+    """`decide`, with the estimates and refusals kept, for explanations and logs.
+
+    estimates: what the router said of these queries and this pool, where it was asked before; None: it is asked now.
+    """
     allowed, refused = permit(queries, pool, constraints)
-    estimates = router.predict(queries, pool)
+    if estimates is None:
+        estimates = router.predict(queries, pool)
     utility = objective.utility(estimates)
     if len(queries) == 0:
         return Weighing([], estimates, utility, refused)

@@ -68,19 +68,19 @@ async def decided(
     brain: Brain, text: str, policy: str, trade_off: float | None
 ) -> tuple[DecisionRecord, dict[str, Any]]:
     """The decision of one chat request with one user turn, and what the router sees in it where it can tell."""
+    from polyroute.gateway.brain import Asked
     from polyroute.gateway.profiles import part_with
     from polyroute.gateway.wire import read_view
 
     if policy not in brain.policies:
         raise UnknownNameError("policy", policy, brain.policies)
     request = {"model": policy, "messages": [{"role": "user", "content": text}]}
-    signals = await brain.signals(read_view(json.dumps(request).encode()), "chat.completions")
-    choice = brain.choose(
-        signals, brain.policies[policy], requested=policy, endpoint="chat.completions", request_id="",
-        trade_off=trade_off, dry_run=True,
-    )  # fmt: skip
+    view = read_view(json.dumps(request).encode())
+    served = brain.policies[policy]
+    asked = Asked(view, served, policy, "chat.completions", trade_off=trade_off, dry_run=True, readable=True)
+    choice = await brain.decide(asked)
     reader = part_with(brain.router, "explain")
-    seen = {} if reader is None else dict(reader.explain(signals.query))
+    seen = {} if reader is None else dict(reader.explain(choice.query))
     return choice.record, seen
 
 

@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import Any, NamedTuple
 
 import msgspec
@@ -20,6 +21,7 @@ from polyroute.flows.judging import Bench
 from polyroute.gateway.conversations import NONE, Conversations, Thread, thread_of
 from polyroute.gateway.guards import CLEAN, Verdict
 from polyroute.gateway.records import DecisionRecord, Weighed
+from polyroute.gateway.rounds import Rounds
 from polyroute.gateway.wire import BadRequestError, View, given
 from polyroute.policies.session import StickyConfig
 from polyroute.protocols import Constraint, Featuriser, Policy, Router
@@ -28,7 +30,7 @@ from polyroute.signals import is_quick
 from polyroute.signals.conversation import routing_text
 from polyroute.signals.needs import needs_of
 from polyroute.signals.tokens import count_tokens
-from polyroute.types import Array, Candidate, Decision, Objective, Query, Rng
+from polyroute.types import Array, Candidate, Decision, Estimate, Estimates, Objective, Query, Rng
 
 BEHIND = ("held back", "explores behind")  # how a reason begins where another candidate has the higher utility
 REFERENCE_PROMPT, REFERENCE_COMPLETION = 600, 200  # tokens of the request that turns a trade-off into USD
@@ -49,12 +51,29 @@ class ServedPolicy:
     cascade: Cascade | None = None  # reads an answer before another is paid for; None: nobody does
 
 
+class Asked(NamedTuple):
+    """One request on its way to a decision."""
+
+    view: View
+    policy: ServedPolicy
+    requested: str  # the model name the client sent
+    endpoint: str
+    request_id: str = ""
+    trade_off: float | None = None  # in place of the policy's own
+    session: str | None = None
+    tenant: str | None = None
+    verdict: Verdict = CLEAN
+    dry_run: bool = False
+    readable: bool = False  # its answer may be held back and read, where the policy does so
+
+
 class Signals(NamedTuple):
     """What a request tells before it is answered."""
 
     query: Query
-    text: str
-    thread: Thread = NONE
+    thread: Thread
+    estimates: Estimates | None = None  # [1, m] of the router, where it was asked already
+    stored: bytes | None = None  # the embedding as the journal keeps it
 
 
 class Choice(NamedTuple):
@@ -66,6 +85,7 @@ class Choice(NamedTuple):
     thread: Thread = NONE
     query: Query | None = None
     judge: Judge | None = None  # reads the answers as they come; None: the first answer is taken
+    took: tuple[float, float] = (0.0, 0.0)  # seconds of reading the request and of deciding it
 
 
 def new_id(prefix: str, pool: list[str] = []) -> str:  # noqa: B006  # the ids drawn ahead are shared on purpose
@@ -116,6 +136,7 @@ class Brain:
 
     def __post_init__(self) -> None:
         self.conversations = Conversations()
+        self.rounds: Rounds[Asked, Choice | Signals] = Rounds(self.decide_all)
         self.by_id = {candidate.id: candidate for candidate in self.pool}
         prices = {(c.profile.price_in, c.profile.price_out) for c in self.pool}
         self.dearest = [p for p in prices if not any(q != p and q[0] >= p[0] and q[1] >= p[1] for q in prices)]
@@ -128,15 +149,64 @@ class Brain:
             most = max(most, prompt_tokens * price_in + completion_tokens * price_out)
         return most / 1e6
 
-    async def signals(
-        self, view: View, endpoint: str, session: str | None = None, tenant: str | None = None
-    ) -> Signals:
-        """Text, needs, token count and embedding of a request. Long texts are embedded off the event loop."""
-        text, needs, num_tokens, thread = read_signals(view, endpoint, session, tenant)
-        pending = self.embed(text)
+    async def decide(self, asked: Asked, *, company: bool = False) -> Choice:
+        """Read and weigh one request. Long texts are embedded off the event loop.
+
+        company: other requests may be on their way to a decision, and those of this turn are decided in a round.
+        Raises: BadRequestError or msgspec.MsgspecError for a request that says nothing to route on; NoCandidateError
+        when every candidate is ruled out.
+        """
+        found = await self.rounds.ask(asked) if company else self.decide_all([asked])[0]
+        if isinstance(found, Exception):
+            raise found
+        if isinstance(found, Choice):
+            return found
+        begin = perf_counter()
+        pending = self.embed(found.query.text)
         embedding = await pending if isinstance(pending, Awaitable) else pending
-        query = Query("", text, embedding, needs, num_tokens, view.max_output)
-        return Signals(query, text, thread)
+        middle = perf_counter()
+        signals = found._replace(query=with_embedding(found.query, embedding), stored=half(embedding).tobytes())
+        choice = self.choose(asked, signals)
+        return choice._replace(took=(middle - begin, perf_counter() - middle))
+
+    def decide_all(self, asked: Sequence[Asked]) -> list[Choice | Signals | Exception]:
+        """Decide requests in one go: the choice of each, or the error it ends in.
+
+        Of one with a long text, the signals without the embedding and what hangs on it.
+        """
+        begin = perf_counter()
+        found: list[Any] = self.read_all(asked)
+        middle = perf_counter()
+        for i, one in enumerate(found):
+            if isinstance(one, Signals) and one.query.embedding is not None:
+                try:
+                    found[i] = self.choose(asked[i], one)
+                except NoCandidateError as error:
+                    found[i] = error
+        took = (middle - begin) / len(asked), (perf_counter() - middle) / len(asked)
+        return [one._replace(took=took) if isinstance(one, Choice) else one for one in found]
+
+    def read_all(self, asked: Sequence[Asked]) -> list[Signals | Exception]:
+        """Text, needs, token count, embedding and estimates of requests, one array for all that share a pool."""
+        found: list[Any] = []
+        quick: dict[int, list[int]] = {}  # pool -> requests
+        for i, (view, policy, _, endpoint, _, _, session, tenant, *_) in enumerate(asked):
+            try:
+                text, needs, num_tokens, thread = read_signals(view, endpoint, session, tenant)
+            except (BadRequestError, msgspec.MsgspecError) as error:
+                found.append(error)
+                continue
+            found.append(Signals(Query("", text, None, needs, num_tokens, view.max_output), thread))
+            if is_quick(self.featuriser, text):
+                quick.setdefault(id(policy.pool), []).append(i)
+        for rows in quick.values():
+            bare = [found[i].query for i in rows]
+            embeddings = self.featuriser([query.text for query in bare])
+            queries = list(map(with_embedding, bare, embeddings))
+            estimates = self.router.predict(queries, asked[rows[0]].policy.pool)
+            for k, (i, query, kept) in enumerate(zip(rows, queries, half(embeddings), strict=True)):
+                found[i] = Signals(query, found[i].thread, of_row(estimates, k), kept.tobytes())
+        return found
 
     def embed(self, text: str) -> Array | Awaitable[Array]:
         """[d], at once for a short text, else a future."""
@@ -144,16 +214,10 @@ class Brain:
             return self.featuriser([text])[0]
         return asyncio.get_running_loop().run_in_executor(None, lambda: self.featuriser([text])[0])
 
-    def choose(
-        self, signals: Signals, policy: ServedPolicy, *, requested: str, endpoint: str, request_id: str,
-        trade_off: float | None = None, session: str | None = None, tenant: str | None = None, dry_run: bool = False,
-        verdict: Verdict = CLEAN, readable: bool = False,
-    ) -> Choice:  # fmt: skip
-        """Decide one request. readable: its answer may be held back and read, where the policy does so.
-
-        Raises: NoCandidateError when every candidate is ruled out.
-        """
-        objective = policy.objective if trade_off is None else objective_for(trade_off, policy.pool)
+    def choose(self, asked: Asked, signals: Signals) -> Choice:
+        """Weigh what a request tells. Raises: NoCandidateError when every candidate is ruled out."""
+        policy, verdict = asked.policy, asked.verdict
+        objective = policy.objective if asked.trade_off is None else objective_for(asked.trade_off, policy.pool)
         decision_id = new_id("dec")
         seen = signals.query
         query = Query(decision_id, seen.text, seen.embedding, seen.needs, seen.num_tokens, seen.max_output)
@@ -170,25 +234,28 @@ class Brain:
             chooser = self.conversations.policy(
                 chooser, policy.pool, signals.thread, held, now, policy.sticky, query.num_tokens
             )
-        weighing = weigh([query], policy.pool, self.router, chooser, objective, constraints, self.rng)
+        weighing = weigh(
+            [query], policy.pool, self.router, chooser, objective, constraints, self.rng, signals.estimates
+        )
         decision = weighing.decisions[0]
         reason = decision.because
         if held is not None and held.current == decision.candidate_ids[0] and reason.startswith(BEHIND):
             reason = f"goes on with the conversation; {reason}"
         ranked, judge, propensity = self.ranked(weighing, decision, policy.pool), None, decision.propensity
-        if readable and policy.cascade is not None and held is None:
+        if asked.readable and policy.cascade is not None and held is None:
             judge = judge_of(policy.cascade, ranked, objective)
             if judge is not None and (first := judge(query, []).ask) is not None:
                 ranked = [first, *(c for c in ranked if c.id != first.id)]
                 propensity, reason = 1.0, "asked first; its answer is read before another is paid for"
         record = DecisionRecord(
-            id=decision_id, request_id=request_id, time=now, endpoint=endpoint, requested=requested,
+            id=decision_id, request_id=asked.request_id, time=now, endpoint=asked.endpoint, requested=asked.requested,
             policy=policy.name, selected=ranked[0].id, propensity=propensity,
             because=reason, candidates=weighed(weighing, policy.pool), weights=dict(objective.weights),
             router=self.router_name, artefact=self.artefact, features=self.featuriser.name,
-            embedding=None if self.store == "nothing" else np.asarray(query.embedding, dtype=np.float16).tobytes(),
-            prompt=signals.text if self.store == "prompts" else None, needs=sorted(query.needs),
-            prompt_tokens=query.num_tokens, session=session, tenant=tenant, dry_run=dry_run, guards=verdict.flags,
+            embedding=None if self.store == "nothing" else signals.stored,
+            prompt=seen.text if self.store == "prompts" else None, needs=sorted(query.needs),
+            prompt_tokens=query.num_tokens, session=asked.session, tenant=asked.tenant, dry_run=asked.dry_run,
+            guards=verdict.flags,
         )  # fmt: skip
         return Choice(ranked, record, policy, signals.thread, query, judge)
 
@@ -222,6 +289,21 @@ class Brain:
         for candidate_id in [c for c, until in self.down.items() if until <= now]:
             del self.down[candidate_id]
         return self.missing.union(self.down)
+
+
+def half(embedding: Array) -> Array:
+    """float16, as the journal keeps embeddings."""
+    return np.asarray(embedding, dtype=np.float16)
+
+
+def with_embedding(query: Query, embedding: Array) -> Query:
+    return Query(query.id, query.text, embedding, query.needs, query.num_tokens, query.max_output)
+
+
+def of_row(estimates: Estimates, i: int) -> Estimates:
+    """What is estimated of the i-th query alone, [1, m] each."""
+    at = slice(i, i + 1)
+    return {name: Estimate(e.mean[at], None if e.std is None else e.std[at]) for name, e in estimates.items()}
 
 
 def judge_of(cascade: Cascade, allowed: Sequence[Candidate], objective: Objective) -> Judge | None:
@@ -258,7 +340,7 @@ def read_signals(
 
     Raises: BadRequestError naming the field at fault.
     """
-    if endpoint == "completions":
+    if endpoint == "completions" or (endpoint == "route" and given(view.prompt)):
         prompt: Any = msgspec.json.decode(view.prompt) if given(view.prompt) else None
         if isinstance(prompt, list) and all(isinstance(part, str) for part in prompt):
             prompt = "\n".join(prompt)

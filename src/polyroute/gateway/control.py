@@ -16,7 +16,7 @@ import numpy as np
 from polyroute import __version__
 from polyroute.errors import NoCandidateError, UnknownNameError
 from polyroute.gateway.answers import ClientGoneError, Headers, Receive, Scope, Send, read_body, send_bytes, send_json
-from polyroute.gateway.brain import ServedPolicy, new_id, reference_cost
+from polyroute.gateway.brain import Asked, ServedPolicy, new_id, reference_cost
 from polyroute.gateway.records import FeedbackRecord
 from polyroute.gateway.road import explained, trade_off_of
 from polyroute.gateway.screening import screen
@@ -93,12 +93,12 @@ async def route(gateway: Gateway, scope: Scope, receive: Receive, send: Send) ->
         raise BadRequestError(str(unknown), "model", status=404, code="model_not_found")
     begin = perf_counter()
     verdict = await screen(gateway, view)
-    signals = await gateway.brain.signals(view, "completions" if given(view.prompt) else "chat.completions")
+    asked = Asked(
+        view, policy, view.model, "route", new_id("req"), trade_off_of(headers), None, tenant, verdict, dry_run=True,
+        readable=not (given(view.prompt) or view.stream or given(view.tools)),
+    )  # fmt: skip
     try:
-        choice = gateway.brain.choose(
-            signals, policy, requested=view.model, endpoint="route", request_id=new_id("req"),
-            trade_off=trade_off_of(headers), tenant=tenant, dry_run=True, verdict=verdict,
-        )  # fmt: skip
+        choice = await gateway.brain.decide(asked, company=gateway.in_flight > 0)
     except NoCandidateError as error:
         raise BadRequestError(str(error), "model", code="no_candidate") from None
     gateway.journal.decision(choice.record)

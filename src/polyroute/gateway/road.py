@@ -19,7 +19,7 @@ from polyroute.gateway.answers import (
     read_body,
     send_bytes,
 )
-from polyroute.gateway.brain import Choice, new_id, usd_of
+from polyroute.gateway.brain import Asked, Choice, new_id, usd_of
 from polyroute.gateway.reading import ask_and_read, together
 from polyroute.gateway.records import OutcomeRecord
 from polyroute.gateway.relay import KIND_STATUS, RETRYABLE, Exchange, broken, relay
@@ -140,16 +140,13 @@ async def decide(gateway: Gateway, view: View, road: Exchange, tenant: str | Non
         raise BadRequestError(
             f"{requested!r} is a virtual model, and vectors of different models do not mix: name a model.", "model"
         )
-    start = perf_counter()
-    signals = await brain.signals(view, road.endpoint, session, tenant)
-    middle = perf_counter()
-    choice = brain.choose(
-        signals, policy, requested=requested, endpoint=road.endpoint, request_id=road.request_id,
-        trade_off=trade_off_of(headers), session=session, tenant=tenant, verdict=verdict,
+    asked = Asked(
+        view, policy, requested, road.endpoint, road.request_id, trade_off_of(headers), session, tenant, verdict,
         readable=road.endpoint == "chat.completions" and not view.stream and not given(view.tools),
     )  # fmt: skip
-    gateway.telemetry.stage("signals", middle - start)
-    gateway.telemetry.stage("decide", perf_counter() - middle)
+    choice = await brain.decide(asked, company=gateway.in_flight > 0)  # a request alone is not kept for a round
+    gateway.telemetry.stage("signals", choice.took[0])
+    gateway.telemetry.stage("decide", choice.took[1])
     return choice
 
 

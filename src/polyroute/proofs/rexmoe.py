@@ -1,23 +1,34 @@
-"""Proof of system 99, ReXMoE: experts of other layers open one by one, from a model that is exactly the local one.
+"""Proof of system 99, ReXMoE: layers that need the same knowledge store it once where they share their experts.
 
-Data: text of four domains, characters (nn/chars.py), 8 x 32 a step; a causal model of 4 layers, D = 32, 8 experts of
-width 32, 2 a token, balance 0.01; 120 steps of AdamW at 3e-3; groups of r = 2; steps 30 to 100 open the pool.
-Arms, all from the same weights on the same batches: local (no sharing), progressive, abrupt (all experts at once after
-step 30), open (all from the first step).
-Claims, over four seeds: (1) up to step 30 the model is the local one: its losses differ from the local model's by less
-than 0.001 nats at every step and seed; (2) opening one by one is no shock: in the 10 steps after it begins the training
-loss rises over the local model's (same batches) by at least 0.02 nats less than where all open at once (the baseline);
-(3) at the end at least a tenth of the work is done by experts of the other layer, though no expert was added.
-Falsifier: no schedule (open) against claim 1.
-Dropped in development at seeds 100 to 101, and so not shown here: a lower loss than the local model's (after 160 to 200
-steps the local model is ahead by 0.03 to 0.06 nats, with a schedule or without), a lower loss or peak than without a
-schedule (what the shock saves at first is paid while the pool opens), and a lower MaxVio (1.1 against 1.0 without a
-schedule and 0.5 for the local model). The table has all of them.
+Third version. The first showed how the pool opens and no gain (text; the local model stayed ahead). A second, tried
+in development only, composed linear maps: sharing helped (error 0.69 to 0.55 and 0.60), but twice as many experts of
+half the width helped far more (0.26), since maps can be put together from finer pieces. What no finer division gives
+is room. So this version asks for knowledge that can only be stored: a table learned by heart, looked up at two depths.
+
+Data: 256 entities, random keys of 16 numbers in 16 clusters of close ones, and a random permutation of them, the table
+(nn/hops.py). Two layers: the first answers f(e), the second is told an entity and answers f of it, so that the two
+together answer f(f(e)); in training the second is told the right one, judged alone it reads what the first said. 4
+experts of width 8 a layer, 2 a token: 6 numbers for a fact of 8 bits, too few in so short a training. Balance 0.01; all
+entities in every step; 400 steps of AdamW at 2e-2. A table is judged on what was to be learned, there is no other text.
+Arms, equal in the experts' parameters and in those active for a token: local; fine (local, 8 experts of width 4, 4 a
+token); open (ReXMoE, r = 2, all open from the start); scheduled (the same, from the local model's very weights, opened
+one by one from step 40 to 100). For the record also tied: one layer of 8 experts that does both look-ups, router and
+all. It needs to be known beforehand that both layers do one and the same, and is not a baseline of this proof.
+Claims, over four worlds, on the scheduled arm: (1) the loss, mean of both hops, is lower than that of the better of
+local and fine by more than 0.3 nats; (2) more than 10 points more two-hop questions are answered right than by the
+better of the two; (3) for more than half of the entities both layers have the same likeliest expert of the pool,
+though each has a router of its own; (4) up to step 40 it is the local model: losses within 0.001 nats.
+Falsifier: claim 1 where the second layer looks up another table, so that there is nothing to share.
+
+Not shown: that a schedule is better than opening all from the start, which the publication reports. In development
+(seeds 400 to 402) open reached 0.75 to 0.79 nats, scheduled 0.86, local 1.49, fine 1.59 to 1.61; at twice the steps and
+half the rate 1.07 and 1.34; with 64 clusters they were level. The schedule costs or does not matter here. Nor is a gain in text
+shown: there the first version stands (docs/log.md).
 """
 
 from __future__ import annotations
 
-import copy
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -25,109 +36,114 @@ import numpy as np
 from polyroute.proofs.proof import Effect, Proof, effect_over_seeds
 from polyroute.recipes.rexmoe import rexmoe
 
-DIM, LAYERS, EXPERTS, GROUP, LENGTH, SEQUENCES = 32, 4, 8, 2, 32, 8
-STEPS, START, END, WINDOW = 120, 30, 100, 10
-TOLERANCE = 1e-3  # nats
-ARMS: dict[str, dict[str, Any]] = {
-    "local": {},
-    "progressive": {"start": START, "end": END},
-    "abrupt": {"start": START, "end": START},
-    "open": {"start": None},
-}
+ENTITIES, DIM, EXPERTS, WIDTH, K, HOPS, BALANCE = 256, 16, 4, 8, 2, 2, 0.01
+STEPS, RATE, START, END, WORLDS = 400, 2e-2, 40, 100, 4
+NATS, POINTS, SHARE, TOLERANCE = 0.3, 10.0, 0.5, 1e-3
+ARMS = ("local", "fine", "open", "scheduled", "tied")
+LOCAL = ("local", "fine")
 
 
-def other_share(loads: dict[str, list[list[int]]]) -> float:
-    """Share of the pairs of the last steps that went to experts of another layer of the group."""
-    away, total = 0, 0
-    for i, records in enumerate(loads.values()):
-        count = np.sum(records[-2:], axis=0)
-        first = (i % GROUP) * EXPERTS
-        total += count.sum()
-        away += count.sum() - count[first : first + EXPERTS].sum()
-    return float(away / total)
-
-
-def one_seed(seed: int) -> dict[str, dict[str, Any]]:
-    """Every arm from the same weights on the same batches."""
-    from polyroute.nn.chars import Chars
-    from polyroute.nn.corpora import batches
+def model(key_ND: Any, seed: int, name: str) -> Any:
+    """The stack of an arm, untrained."""
+    from polyroute.nn.hops import Hops
     from polyroute.nn.losses import LBL
-    from polyroute.nn.metrics import max_vio
     from polyroute.nn.moe import MoE
-    from polyroute.nn.testbed import evaluate, seeded, train
-    from polyroute.nn.transformer import TinyLM
+    from polyroute.nn.selection import TopK
+    from polyroute.nn.testbed import seeded
 
-    corpus, held, found = Chars(LENGTH, seed=seed), Chars(LENGTH, held_out=True, seed=seed), {}
+    finer = 2 if name == "fine" else 1
+    each = EXPERTS * (HOPS if name == "tied" else finer)
     with seeded(seed):
-        local = TinyLM(
-            corpus.vocab, DIM, LAYERS, 4, lambda layer: MoE(DIM, DIM, EXPERTS, aux=(LBL(0.01),)), context=LENGTH
-        )
-    for name, schedule in ARMS.items():
-        model = copy.deepcopy(local)
-        if schedule:
-            rexmoe(model, r=GROUP, seed=seed, **schedule)
-        history = train(model, batches(corpus, SEQUENCES, seed=seed), steps=STEPS, seed=seed)
-        readout = evaluate(model, batches(held, 64, seed=1_000_000 + seed), min_tokens=8_000)
-        loads = list(history.load.values())
-        pools = [np.sum([loads[g + i][-1] for i in range(GROUP)], axis=0) for g in range(0, LAYERS, GROUP)]
-        found[name] = {
-            "losses": np.array(history.loss),
-            "loss": readout.loss,
-            "max_vio": float(np.mean(list(readout.max_vio.values()))),
-            "max_vio of the pool": float(np.mean([max_vio(count) for count in pools])) if schedule else np.nan,
-            "from other layers": other_share(history.load) if schedule else 0.0,
-        }
-    return found
+        made = Hops(
+            key_ND, HOPS,
+            lambda layer: MoE(DIM, WIDTH // finer, each, select=TopK(K * finer), aux=(LBL(BALANCE),)),
+        )  # fmt: skip
+    if name == "tied":
+        for layer in range(1, HOPS):
+            made.blocks[layer] = made.blocks[0]
+    if name in ("open", "scheduled"):
+        rexmoe(made, r=HOPS, start=START if name == "scheduled" else None, end=END, seed=seed)
+    return made
 
 
-def excess(losses: np.ndarray, local: np.ndarray) -> np.ndarray:
-    """The loss over the local model's from START + 1 on, means of WINDOW steps, in nats."""
-    return np.convolve(losses - local, np.full(WINDOW, 1 / WINDOW), mode="valid")[START + 1 :]
+def arm(seed: int, name: str, *, same: bool) -> dict[str, Any]:
+    """Train one stack and ask it for all it was told."""
+    import torch
+
+    from polyroute.nn.hops import LookUps, hops_loss
+    from polyroute.nn.testbed import train
+
+    world = LookUps(ENTITIES, DIM, hops=HOPS, same=same, seed=seed)
+    stack, everything = model(world.key_ND, seed, name), world.everything()
+    history = train(stack, repeat(everything), steps=STEPS, lr=RATE, seed=seed, loss=hops_loss)
+    stack.eval()
+    with torch.no_grad():
+        told = float(hops_loss(stack, everything))
+        first, second = (block.ffn for block in stack.blocks)
+        stack(everything.x, everything.y)
+        here = first.routing.top1_T()
+        there = torch.empty_like(here)
+        there[world.answer_HN[0]] = second.routing.top1_T()  # by the entity it was told
+        right = (stack(everything.x).argmax(-1) == everything.y).float().mean((0, 1))
+    return {
+        "losses": np.array(history.loss),
+        "loss": told,
+        "one hop, % right": 100 * float(right[0]),
+        "two hops, % right": 100 * float(right[1]),
+        "same expert": float((here == there).float().mean()) if first.pool is second.pool else np.nan,
+        "parameters": history.num_parameters,
+    }
 
 
-def same(name: str, gaps: np.ndarray) -> Effect:
-    """No gap [s] is wider than TOLERANCE."""
-    worst = -float(gaps.max())
+def gains(found: list[dict[str, dict[str, Any]]], key: str, name: str) -> np.ndarray:
+    """An arm's figure less that of the better of the local ones, world by world; larger is taken for better."""
+    return np.array([each[name][key] - max(each[local][key] for local in LOCAL) for each in found])
+
+
+def less(found: list[dict[str, dict[str, Any]]], name: str) -> np.ndarray:
+    """Nats that an arm's loss lies below that of the better of the local ones."""
+    return np.array([min(each[local]["loss"] for local in LOCAL) - each[name]["loss"] for each in found])
+
+
+def untouched(found: list[dict[str, dict[str, Any]]]) -> Effect:
+    """The widest gap between the losses of the local and the scheduled arm up to the step at which the pool opens."""
+    worst = -max(float(np.abs(f["scheduled"]["losses"] - f["local"]["losses"])[: START + 1].max()) for f in found)
+    name = "gap to the local model's loss before the pool opens"
     return Effect(name=name, value=worst, low=worst, high=worst, unit="nats apart", margin=-TOLERANCE)
 
 
+def table(found: list[dict[str, dict[str, Any]]], what: str) -> list[dict[str, Any]]:
+    """A row for each arm, means over worlds."""
+    keys = [key for key in next(iter(found[0].values())) if key != "losses"]
+    return [{"arm": name + what, **{k: float(np.mean([f[name][k] for f in found])) for k in keys}} for name in found[0]]
+
+
 def prove(seed: int) -> Proof:
-    """Four seeds; four arms in each."""
-    seeds = range(seed, seed + 4)
-    found = [one_seed(s) for s in seeds]
-
-    def gaps(name: str) -> np.ndarray:
-        return np.array([np.abs(each[name]["losses"] - each["local"]["losses"])[: START + 1].max() for each in found])
-
-    def over_local(name: str) -> np.ndarray:
-        return np.array([excess(each[name]["losses"], each["local"]["losses"]) for each in found])
-
-    numbers = ("loss", "max_vio", "max_vio of the pool", "from other layers")
-    rows: list[dict[str, Any]] = [
-        {"arm": name, **{key: float(np.mean([each[name][key] for each in found])) for key in numbers}}
-        | {"over local at first": float(over_local(name)[:, 0].mean())}
-        | {"peak over local": float(over_local(name).max(axis=1).mean())}
-        for name in ARMS
-    ]
+    """Four worlds: five arms where both layers ask one table, three where each has its own."""
+    seeds = range(seed, seed + WORLDS)
+    found = [{name: arm(s, name, same=True) for name in ARMS} for s in seeds]
+    apart = [{name: arm(s, name, same=False) for name in (*LOCAL, "scheduled")} for s in seeds]
+    rows = [*table(found, ""), *table(apart, ", two tables")]
+    both = [each["scheduled"]["same expert"] for each in found]
     return Proof(
         id=99,
         name="ReXMoE",
-        claim="experts of other layers open one by one without a shock, starting as exactly the local model (text)",
-        baseline="the same pool opened all at once at the same step",
+        claim="where two layers need the same stored knowledge, sharing their experts stores more at equal parameters",
+        baseline="the better, in each world, of local experts and twice as many local ones of half the width",
         effects=[
-            same("widest gap to the local model's loss before the pool opens", gaps("progressive")),
+            effect_over_seeds("loss below the better local stack's", less(found, "scheduled"), "nats", NATS),
             effect_over_seeds(
-                "loss over the local model's in the 10 steps from opening, all at once over one by one",
-                over_local("abrupt")[:, 0] - over_local("progressive")[:, 0], "nats", margin=0.02,
+                "two-hop questions answered right, more", gains(found, "two hops, % right", "scheduled"), "points", POINTS
             ),
-            effect_over_seeds(
-                "work done by experts of the other layer",
-                [each["progressive"]["from other layers"] for each in found], "of 1", margin=0.1,
-            ),
+            effect_over_seeds("entities with the same likeliest expert at both layers", both, "of 1", SHARE),
+            untouched(found),
         ],
-        falsifier=same("widest gap to the local model's loss, open from the first step", gaps("open")),
+        falsifier=effect_over_seeds(
+            "loss below the better local stack's, another table at each layer", less(apart, "scheduled"), "nats", NATS
+        ),
         seeds=list(seeds),
         rows=rows,
         figures={f"loss, {row['arm']}": row["loss"] for row in rows},
-        notes="It does not beat the local model's loss at this size and length; only how the pool opens is shown.",
-    )  # fmt: skip
+        notes="Third version: a table looked up at two depths. A schedule is no better than opening all experts from "
+        "the start, and one layer tied whole does as well where both layers do one and the same.",
+    )
