@@ -14,6 +14,7 @@ from polyroute.data.catalogue import catalogue
 from polyroute.data.synthetic import synthetic_outcomes
 from polyroute.errors import OutcomesError
 from polyroute.recipes import cold_start
+from polyroute.routers.default import Default
 from polyroute.routers.irt import IRT
 from polyroute.signals import featuriser
 from polyroute.types import Array, Candidate, Outcomes, Query
@@ -52,9 +53,10 @@ def quality(artefact: Artefact, texts: list[str], names: list[str]) -> Array:
 
 @needs_cold_start
 def test_it_loads_small_and_says_how_it_was_made(shipped: Artefact):
-    assert isinstance(shipped.router, IRT)
+    assert isinstance(shipped.router, Default)
+    assert isinstance(shipped.router.prior, IRT)
     assert shipped.features == "static-1"
-    assert files("polyroute.data").joinpath("cold_start.npz").stat().st_size < 200_000  # type: ignore[attr-defined]
+    assert files("polyroute.data").joinpath("cold_start.npz").stat().st_size < 2_000_000  # type: ignore[attr-defined]
     assert {m.id for m in catalogue().embedded()} <= {candidate.id for candidate in shipped.pool}
     assert shipped.info["recipe"] == "polyroute.recipes.cold_start"
     assert shipped.info["split"] == "train"
@@ -66,12 +68,14 @@ def test_the_card_names_what_the_artefact_says_of_itself(shipped: Artefact):
     card = files("polyroute.data").joinpath("cold_start.md").read_text(encoding="utf-8")
     assert 0 < shipped.info["valid_brier"] < 0.25  # 0.25 is a coin
     assert 0 < shipped.info["valid_ece"] < 0.1
-    for name in ("rows", "valid_brier", "valid_ece", "l2"):
+    assert shipped.info["valid_brier"] < shipped.info["valid_brier_prior"]
+    assert shipped.info["local_brier"] < shipped.info["local_brier_prior"]
+    for name in ("rows", "valid_brier", "valid_ece", "l2", "valid_brier_prior", "local_brier", "local_brier_prior"):
         assert f"`{name}`" in card
     made_by = "python -m polyroute.recipes.cold_start"
     for word in (*shipped.info["tables"], shipped.features, "MIT", "Apache-2.0", made_by):
         assert word in card
-    for skill in shipped.router.skills_:
+    for skill in shipped.router.prior.skills_:
         assert str(skill) in card
     for candidate in shipped.pool:
         assert candidate.id in card
@@ -101,7 +105,7 @@ def test_harder_texts_are_expected_to_go_worse(shipped: Artefact):
 
 @needs_cold_start
 def test_abilities_are_ordered_as_everybody_knows_them(shipped: Artefact):
-    ability, _ = shipped.router.abilities([Candidate(name) for name in (GPT4, MIXTRAL, LESS_SMALL, SMALL)])
+    ability, _ = shipped.router.prior.abilities([Candidate(name) for name in (GPT4, MIXTRAL, LESS_SMALL, SMALL)])
     level = ability.mean(axis=1)
     assert (np.diff(level) < 0).all(), level.round(2)
     hard = quality(shipped, [pair[1] for pair in PAIRS], [GPT4, MIXTRAL, LESS_SMALL, SMALL]).mean(axis=0)
@@ -123,7 +127,7 @@ def test_a_model_nobody_knows_is_expected_in_the_middle_and_doubted(shipped: Art
 def labelled(names: list[str], seed: int) -> Outcomes:
     found = synthetic_outcomes(30, len(names), rng=np.random.default_rng(seed)).outcomes
     queries = [Query(f"{seed}-{q.id}", q.text, q.embedding) for q in found.queries]
-    labels = {"skill": found.labels["dataset"]}
+    labels = {"skill": found.labels["dataset"], "dataset": found.labels["dataset"]}
     return Outcomes(queries, [Candidate(name) for name in names], found.values, found.observed, labels)
 
 

@@ -99,9 +99,10 @@ def show(brain: Brain, record: DecisionRecord, seen: dict[str, Any]) -> None:
     weights = " ".join(f"{weight:+g} {metric}" for metric, weight in record.weights.items())
     print(f"policy     {record.policy}: utility = {weights}")
     print(f"prompt     {record.prompt_tokens} tokens" + (f", needs {' '.join(record.needs)}" if record.needs else ""))
-    if seen:
-        skills = sorted(seen["skills"].items(), key=lambda item: -item[1])
-        print(f"difficulty {seen['difficulty']:+.2f} logits, " + ", ".join(f"{s} {p:.0%}" for s, p in skills[:4]))
+    if "tasks" in seen:
+        print("like       " + largest(seen["tasks"]))
+    if "difficulty" in seen and any(candidate.profile.ability for candidate in brain.pool):
+        print(f"difficulty {seen['difficulty']:+.2f} logits, {largest(seen['skills'])}")
     print()
     head = ["", "candidate", "quality", "cost USD", "latency s", "utility", "ruled out by"]
     rows = [row_of(one, one.id == record.selected) for one in record.candidates]
@@ -111,6 +112,12 @@ def show(brain: Brain, record: DecisionRecord, seen: dict[str, Any]) -> None:
         if one.id in brain.measured:
             print(f"{one.id}: {brain.measured[one.id]}")
     print(f"{record.selected}: {record.because}")
+
+
+def largest(shares: dict[str, float], number: int = 4) -> str:
+    """The largest shares, in words."""
+    order = sorted(shares.items(), key=lambda item: -item[1])
+    return ", ".join(f"{name} {share:.0%}" for name, share in order[:number])
 
 
 def row_of(one: Weighed, chosen: bool) -> list[str]:

@@ -123,11 +123,11 @@ def measured_pool(config: Config, fitted: Fitted, embed: Featuriser) -> tuple[li
 
 
 def load_router(where: str) -> Fitted:
-    """The fitted router of the configuration: the shipped cold start, or a file that `polyroute fit` wrote."""
+    """The fitted router of the configuration: the one that ships, or a file that `polyroute fit` wrote."""
     if where == "default":
         with as_file(files("polyroute.data").joinpath(COLD_START)) as path:
             found = load(path)
-        return Fitted(found.router, "cold-start", found.fingerprint, found.features)
+        return Fitted(found.router, "default", found.fingerprint, found.features)
     found = load(Path(where))
     if found.features.startswith("recorded-"):
         raise ConfigError(

@@ -51,7 +51,7 @@ class ServerConfig:
 class RouterConfig:
     """What predicts quality, cost and latency."""
 
-    artefact: str = option("`default` for the cold start that ships, or a file that `polyroute fit` wrote.", "default")
+    artefact: str = option("`default` for the one that ships, or a file that `polyroute fit` wrote.", "default")
 
     def __post_init__(self) -> None:
         check(self)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from polyroute.errors import NotFittedError, OutcomesError
+from polyroute.protocols import Router
 from polyroute.routers.residual import Kernel, Left, learn_kernel, learn_left
 from polyroute.routers.rows import (
     PerPool,
@@ -43,6 +44,12 @@ CAUTION = 0.5  # std by which candidates that joined after `fit` are rated lower
 CHUNK = 256  # queries estimated at once: what is in between stays in a core's cache
 
 
+def able(pool: Sequence[Candidate]) -> tuple[Array, list[Candidate]]:
+    """The candidates whose profile states abilities, and their columns."""
+    at = [j for j, candidate in enumerate(pool) if candidate.profile.ability]
+    return np.array(at, dtype=np.intp), [pool[j] for j in at]
+
+
 class Known(NamedTuple):
     """What is worked out for a pool once, not for each query."""
 
@@ -63,12 +70,16 @@ class Default:
     Cost is a line on prompt tokens a task. Candidates never seen are served from what is usual (and their price);
     a few answers given to `update` move them from there. Both are rated half a std lower than expected, so that what is
     hardly known is not chosen for its luck; fit again to be rid of that. The std is the doubt about the mean.
+
+    prior: a router fitted beforehand that reads `profile.ability`; it estimates the candidates whose profile states
+    abilities, which somebody measured there or knows. None: they are estimated as all others.
     """
 
     metric = "quality"
 
-    def __init__(self, seed: int = 0):
-        self.seed = seed
+    def __init__(self, seed: int = 0, prior: Router | None = None):
+        self.seed, self.prior = seed, prior
+        self._able = PerPool(able)
         self.column_: dict[str, int] | None = None
         self._known = PerPool(self._work_out)
 
@@ -86,6 +97,7 @@ class Default:
         tasks = classes_of(outcomes, x[:, : self.width_], rng)
         c = len(tasks.parent)
         self.recogniser_ = learn_recogniser(x, tasks.member, c)
+        self.tasks_ = tasks.names
         self.column_, self.sums_ = {}, np.zeros((3, c, 0))
         at = extend(self.column_, outcomes.pool)
         self.sums_ = sums_of(y, seen, np.eye(c)[tasks.member])
@@ -165,11 +177,31 @@ class Default:
         if not queries or not m:
             empty = nothing(self.metric, len(queries), m)
             return {**empty, **nothing("cost", len(queries), m)} if self.lines_.any else empty
+        at, stated = self._able(pool)
+        if self.prior is not None and len(stated) == m and known.cost is None:
+            return {self.metric: self.prior.predict(queries, pool)[self.metric]}
         parts = [self._estimate(queries[i : i + CHUNK], known, m) for i in range(0, len(queries), CHUNK)]
-        if len(parts) == 1:
-            return parts[0]
-        columns = {metric: zip(*(part[metric] for part in parts), strict=True) for metric in parts[0]}
-        return {metric: Estimate(*map(np.concatenate, column)) for metric, column in columns.items()}
+        found = parts[0]
+        if len(parts) > 1:
+            columns = {metric: zip(*(part[metric] for part in parts), strict=True) for metric in parts[0]}
+            found = {metric: Estimate(*map(np.concatenate, column)) for metric, column in columns.items()}
+        if self.prior is None or not stated:
+            return found
+        theirs = self.prior.predict(queries, stated)[self.metric]
+        for mine, other in zip(found[self.metric], theirs, strict=True):
+            if other is not None:
+                mine[:, at] = other
+        return found
+
+    def explain(self, query: Query) -> dict[str, Any]:
+        """What the router sees in one query: the share of each task it may belong to, and what the prior sees."""
+        if self.column_ is None:
+            raise NotFittedError(self)
+        share = recognise(self._read([query]), self.recogniser_)[0]
+        order = np.argsort(-share, kind="stable")
+        seen = {"tasks": {str(self.tasks_[k]): round(float(share[k]), 3) for k in order}}
+        explain = getattr(self.prior, "explain", None)
+        return seen if explain is None else seen | explain(query)
 
     def _estimate(self, queries: Sequence[Query], known: Known, m: int) -> Estimates:
         """Estimates for as many queries as fit a core's cache."""
@@ -188,17 +220,18 @@ class Default:
         if self.column_ is None:
             raise NotFittedError(self)
         arrays = {"recogniser": self.recogniser_, "sums": self.sums_}
+        held_by_name = {"tasks": list(map(str, self.tasks_)), "prior": self.prior}
         parts: dict[str, Any] = {"wording": self.wording_, "prior": self.prior_, "left": self.left_}
         parts["lines"] = self.lines_
         for part, held in parts.items():
             arrays |= {f"{part}.{name}": value for name, value in held._asdict().items()}
         arrays |= {"landmarks": self.kernel_.landmarks, "lengths": self.kernel_.length, "same": self.kernel_.same}
         params = {"seed": self.seed, "candidates": list(self.column_), "width": self.width_}
-        return params | {"scale": self.kernel_.scale}, arrays
+        return params | held_by_name | {"scale": self.kernel_.scale}, arrays
 
     @classmethod
     def from_state(cls, params: Mapping[str, Any], arrays: Mapping[str, Array]) -> Self:
-        router = cls(params["seed"])
+        router = cls(params["seed"], params.get("prior"))
         router.width_ = int(params["width"])
         part = {
             name: {key.partition(".")[2]: np.asarray(value) for key, value in arrays.items() if key.startswith(name)}
@@ -209,6 +242,7 @@ class Default:
         recogniser = np.asarray(arrays["recogniser"], np.float32)
         router.recogniser_ = check_shape("recogniser", recogniser, (1 + d, None))
         c, k = recogniser.shape[1], len(params["candidates"])
+        router.tasks_ = check_shape("tasks", np.array(params.get("tasks", list(map(str, range(c))))), (c,))
         landmarks = check_shape("landmarks", np.asarray(arrays["landmarks"], np.float32), (None, d))
         length = check_shape("lengths", np.asarray(arrays["lengths"], np.float32), (len(landmarks),))
         same = check_shape("same", np.asarray(arrays["same"], np.float32), (c, len(landmarks)))

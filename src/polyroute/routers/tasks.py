@@ -21,6 +21,7 @@ STEPS = 60
 SHARP = 1.5  # power of the probabilities: held-out queries are recognised more surely than the penalty lets it say
 CLUSTER_ROWS, MOST_CLUSTERS = 60, 24  # without labels: queries a cluster, and the most clusters
 NOISE = 0.02  # least variance of one outcome
+TURNS = 200  # of fitting tasks' means and candidates' levels in turn
 
 
 class Classes(NamedTuple):
@@ -29,6 +30,7 @@ class Classes(NamedTuple):
     member: Array  # [n] int
     parent: Array  # [c] int, the data set each belongs to
     labelled: bool  # False: clusters
+    names: Array  # [c] str; numbers where tasks are clusters
 
 
 def classes_of(outcomes: Outcomes, x: Array, rng: Rng) -> Classes:
@@ -37,7 +39,8 @@ def classes_of(outcomes: Outcomes, x: Array, rng: Rng) -> Classes:
     if not present or all(len(np.unique(column)) < 2 for column in present):
         centres = kmeans(_unit(x), max(1, min(MOST_CLUSTERS, len(x) // CLUSTER_ROWS)), rng)
         member = np.unique((_unit(x) @ centres.T).argmax(axis=1), return_inverse=True)[1]
-        return Classes(member, np.zeros(member.max(initial=0) + 1, np.intp), False)
+        parent = np.zeros(member.max(initial=0) + 1, np.intp)
+        return Classes(member, parent, False, np.array([f"cluster {k}" for k in range(len(parent))]))
     coarse, fine = present[0], present[0]
     for column in present[1:]:
         both = np.char.add(np.char.add(coarse, "\n"), column)
@@ -46,7 +49,7 @@ def classes_of(outcomes: Outcomes, x: Array, rng: Rng) -> Classes:
     names, first, member = np.unique(fine, return_index=True, return_inverse=True)
     parent = np.unique(coarse[first], return_inverse=True)[1]
     assert len(parent) == len(names)
-    return Classes(member, parent, True)
+    return Classes(member, parent, True, np.char.replace(names, "\n", " / "))
 
 
 def _unit(x: Array) -> Array:
@@ -118,13 +121,11 @@ def learn_prior(sums: Array, parent: Array, pool: Sequence[Candidate]) -> Prior:
     """
     total, square, count = sums
     num = count.sum(axis=1)
-    everywhere = total.sum() / max(count.sum(), 1.0)
-    mean = (total.sum(axis=1) + RARE * everywhere) / (num + RARE)
+    mean, overall = _levels(total, count)
     inside = (square - total**2 / np.maximum(count, 1)).sum(axis=1)
     noise = np.maximum((inside + RARE * 0.2) / (np.maximum(num - (count > 0).sum(axis=1), 0) + RARE), NOISE)
     weight = count / (count + 10.0)
     away = np.where(count > 0, total / np.maximum(count, 1) - mean[:, None], 0.0)  # [c, m]
-    overall = _weighted(away, count, np.zeros(len(parent), np.intp))
     several = np.bincount(parent)[parent][:, None] > 1  # a data set of one task has no deviation of its own
     data_set = several * _weighted(away - overall, count, parent)[parent]
     left = away - overall - data_set
@@ -136,6 +137,27 @@ def learn_prior(sums: Array, parent: Array, pool: Sequence[Candidate]) -> Prior:
     same = parent[:, None] == parent[None]
     covariance = max(single, 1e-3) + max(shared, 0.0) * same + max(own, 5e-4) * np.eye(len(parent))
     return Prior(mean, covariance, noise, _worth(overall[0], count.sum(axis=0), pool))
+
+
+def _levels(total: Array, count: Array) -> tuple[Array, Array]:
+    """Mean score of each task [c] for a candidate as good as most, and how much better each candidate is [1, m].
+
+    Fitted together: where candidates were not asked the same, as in tables put together or in a log, a task that only
+    weak ones tried is not hard for that. Levels average 0 over the candidates tried.
+    """
+    num, tried = count.sum(axis=1), count.sum(axis=0) > 0
+    average = total / np.maximum(count, 1)
+    everywhere = total.sum() / max(count.sum(), 1.0)
+    level = np.zeros((1, count.shape[1]))
+    for _ in range(TURNS):
+        mean = ((total - count * level).sum(axis=1) + RARE * everywhere) / (num + RARE)
+        away = np.where(count > 0, average - mean[:, None], 0.0)  # [c, m]
+        new = _weighted(away, count, np.zeros(len(count), np.intp))
+        new -= new[0, tried].mean() if tried.any() else 0.0
+        moved, level = float(np.abs(new - level).max(initial=0.0)), new
+        if moved < 1e-6:
+            break
+    return mean, level
 
 
 def _weighted(away: Array, count: Array, parent: Array) -> Array:
