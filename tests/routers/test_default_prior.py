@@ -1,4 +1,4 @@
-"""The default router beside a prior that reads abilities, and on tables whose candidates were asked different things."""
+"""The default router beside a prior that reads abilities, and on tables whose candidates saw different tasks."""
 
 from __future__ import annotations
 
