@@ -6,7 +6,7 @@ CONFIG ?=
 JOBS ?= 2
 MODELS ?= qwen2.5-coder-0.5b qwen2.5-coder-1.5b
 
-.PHONY: serve test test-slow lint docs bench-gateway bench-moe demo-replay clean install
+.PHONY: serve test test-slow lint docs bench-gateway bench-moe demo-replay demo-cascade clean install
 
 $(VENV)/serve.done: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -46,6 +46,9 @@ bench-moe: $(VENV)/test.done ## expert layers against transformers and the dense
 
 demo-replay: $(VENV)/test.done
 	$(RUN) examples/demo_replay.py
+
+demo-cascade: $(VENV)/test.done ## a cascade that reads answers: live against the table
+	$(RUN) examples/demo_cascade.py
 
 clean:
 	rm -rf $(VENV) build dist site src/*.egg-info

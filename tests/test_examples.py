@@ -31,7 +31,7 @@ QUICK = {  # example -> what its output has to say
     "learning_loop": ("1500 decisions, each with its propensity, [0.05 0.85]", "still ignorant"),
     "train_moe": ("2,087,552 parameters", "nats a character; arithmetic", "layer 3: load", "wrote load.png"),
 }
-NEEDS_DATA = {"demo_replay"}  # `make demo-replay`
+NEEDS_DATA = {"demo_replay", "demo_cascade"}  # `make demo-replay`, `make demo-cascade`
 
 
 @pytest.mark.parametrize("name", QUICK)
