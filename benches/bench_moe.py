@@ -20,7 +20,6 @@ import argparse
 import itertools
 import json
 import math
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -192,7 +191,7 @@ def router_share(cell: Cell, repeats: int) -> float:
         layer(x).backward(grad)
 
     def router() -> None:
-        routing = layer.router(TokenContext(x[0], (1, cell.tokens), training=True))
+        routing = layer.router(TokenContext(x.reshape(cell.tokens, cell.dim), (1, cell.tokens), training=True))
         routing.gate_N.backward(torch.ones_like(routing.gate_N))
 
     times = {whole: math.inf, router: math.inf}
@@ -228,29 +227,26 @@ def product_key_slope(repeats: int, sides: Sequence[int] = (16, 32, 64, 128, 256
 
 
 def peak_mb(cell: Cell, name: str) -> float:
-    """Peak memory of one forward + backward above what stood before it, weight gradients left out. A new process."""
-    code = f"from benches.bench_moe import Cell, _peak; print(_peak(Cell(*{tuple(cell)}), {name!r}))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300)
-    return float(done.stdout.split()[-1])
+    """Most memory in tensors during one forward + backward, above what stood before, weight gradients left out.
 
-
-def _peak(cell: Cell, name: str) -> float:
-    import resource
-
-    shared = inputs(cell)
-    one = contestants(cell, shared)[name]
-    small = [leaf for leaf in one.leaves if leaf.ndim == 2 and len(leaf) == cell.tokens]
-    for leaf in one.leaves:
-        leaf.grad = torch.zeros_like(leaf)  # touched, so that accumulating them adds no page
-    del small
-    warm = torch.randn(64, cell.dim) @ torch.randn(cell.dim, 64)  # the library's own buffers
-    del warm
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    y = one.call()
-    y.backward(shared.grad_TD)
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Counted from the allocator's own events and not from the size of the process, which knows only new records. On one
+    thread, since events of the layer's own threads are not seen; a second one adds the rows of one more expert.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        shared = inputs(cell)
+        one = contestants(cell, shared)[name]
+        for leaf in one.leaves:
+            leaf.grad = torch.zeros_like(leaf)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+            one.call().backward(shared.grad_TD)
+    finally:
+        torch.set_num_threads(threads)
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    sizes = [e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]
     weights = sum(leaf.numel() * leaf.element_size() for leaf in one.leaves[-2:])  # gradients before they are added
-    return (after - before) / 1024 - weights / 2**20
+    return (max(itertools.accumulate(sizes)) - weights) / 2**20
 
 
 def measure(cell: Cell, repeats: int) -> dict[str, Any]:
