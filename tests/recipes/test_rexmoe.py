@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import repeat
 
 import pytest
 
@@ -12,6 +13,7 @@ import torch
 
 from polyroute.nn.chars import Chars
 from polyroute.nn.corpora import batches
+from polyroute.nn.hops import Hops, LookUps, hops_loss
 from polyroute.nn.losses import LBL
 from polyroute.nn.moe import MoE, layers, routings
 from polyroute.nn.testbed import seeded, train
@@ -51,3 +53,17 @@ def test_without_a_schedule_all_experts_are_open_at_once():
     lm(torch.arange(48).reshape(3, 16))
     assert all(routing.open_E is None and routing.num_experts == 16 for routing in routings(lm).values())
     assert any(bool(routing.count_E[4:].any()) for routing in list(routings(lm).values())[:1])
+
+
+def test_layers_with_routers_of_their_own_learn_a_table_they_share():
+    world = LookUps(24, 8, clusters=4, seed=0)
+    with seeded(0):
+        lm = Hops(world.key_ND, 2, lambda layer: MoE(8, 4, 2, aux=[LBL(0.01)]))
+    rexmoe(lm, r=2, start=20, end=40)
+    history = train(lm, repeat(world.everything()), steps=150, lr=3e-2, seed=0, loss=hops_loss)
+    assert history.last(5) < 0.7 * history.loss[0]
+    first, second = layers(lm).values()
+    assert first.pool is second.pool
+    assert first.router is not second.router
+    shared = first.pool.w1_EGD.grad.abs().sum((1, 2))
+    assert bool((shared > 0).all())

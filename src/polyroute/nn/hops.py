@@ -17,29 +17,35 @@ from polyroute.nn.transformer import Block, FeedForwardOf
 
 
 class LookUps:
-    """N entities and a permutation of them for each hop: hop h + 1 looks up what hop h has answered.
+    """N entities and a table of them for each hop, a permutation: hop h + 1 looks up what hop h has answered.
 
     key_ND: length sqrt(D) each, clusters of entities around random centres (`spread`: std of the centres over the std
-    within a cluster). same: all hops ask one table; False: each has its own. answer_HN: entity after each hop.
+    within a cluster). common: share of the clusters for whose entities all tables say the same; for the others each
+    table has answers of its own. answer_HN: entity after each hop.
     """
 
     def __init__(
-        self, entities: int = 256, dim: int = 16, *, hops: int = 2, same: bool = True, clusters: int = 16,
-        spread: float = 1.0, seed: int = 0,
+        self, entities: int = 256, dim: int = 16, *, hops: int = 2, common: float = 1.0,
+        clusters: int = 16, spread: float = 1.0, seed: int = 0,
     ):  # fmt: skip
         if min(entities, dim, hops, clusters) < 1:
             got = (entities, dim, hops, clusters)
             raise ConfigError("entities, dim, hops, clusters", got=got, expected="1 and more each")
+        if not 0.0 <= common <= 1.0:
+            raise ConfigError("common", got=common, expected="a share, 0 to 1")
         rng = np.random.default_rng(seed)
         centre_CD = spread * rng.normal(size=(clusters, dim))
         key_ND = centre_CD[np.arange(entities) % clusters] + rng.normal(size=(entities, dim))
         key_ND *= dim**0.5 / np.linalg.norm(key_ND, axis=1, keepdims=True)
-        tables = [rng.permutation(entities) for _ in range(1 if same else hops)]
-        answers = [np.arange(entities)]
-        for hop in range(hops):
-            answers.append(tables[hop % len(tables)][answers[-1]])
+        table_N = rng.permutation(entities)
+        own = np.flatnonzero(np.arange(entities) % clusters >= round(common * clusters))
+        answers = [table_N]
+        for _ in range(1, hops):
+            table_N = table_N.copy()
+            table_N[own] = rng.permutation(table_N[own])
+            answers.append(table_N[answers[-1]])
         self.key_ND = torch.from_numpy(key_ND.astype(np.float32))
-        self.answer_HN = torch.from_numpy(np.stack(answers[1:]))
+        self.answer_HN = torch.from_numpy(np.stack(answers))
 
     def everything(self) -> Batch:
         """Every entity once, as one sequence: x [1, N, D], y [1, N, H] ids."""
