@@ -12,6 +12,7 @@ import numpy as np
 
 from polyroute.errors import NotFittedError, OutcomesError
 from polyroute.protocols import Router
+from polyroute.routers.newcomers import LIMIT, Newcomers, ease, keys_of, learn_newcomers, newcomers_among
 from polyroute.routers.residual import Kernel, Left, learn_kernel, learn_left
 from polyroute.routers.rows import (
     PerPool,
@@ -40,7 +41,8 @@ from polyroute.types import Array, Candidate, Estimate, Estimates, Outcomes, Que
 
 WORDING = 2.0  # how much the wording counts beside a unit embedding
 FOLDS = 5
-CAUTION = 0.5  # std by which candidates that joined after `fit` are rated lower: the largest of many estimates is luck
+CAUTION = 0.5  # std by which a candidate hardly known is rated lower: the largest of many estimates is luck
+LEAST, EACH = 0.2, 0.01  # caution with many answers, and by how much an answer lowers it until then
 CHUNK = 256  # queries estimated at once: what is in between stays in a core's cache
 
 
@@ -81,6 +83,9 @@ class Default:
         self.seed, self.prior = seed, prior
         self._able = PerPool(able)
         self.column_: dict[str, int] | None = None
+        self.newcomers_: Newcomers | None = None  # None: from a file of an earlier version
+        self.asked_ = np.zeros((4, 0))  # [4, a] of newcomers' answers: column, task, ease of the query, score
+        self._believed: dict[int, tuple[Array, Array]] = {}
         self._known = PerPool(self._work_out)
 
     def fit(self, outcomes: Outcomes) -> Self:
@@ -98,7 +103,9 @@ class Default:
         c = len(tasks.parent)
         self.recogniser_ = learn_recogniser(x, tasks.member, c)
         self.tasks_ = tasks.names
-        self.column_, self.sums_ = {}, np.zeros((3, c, 0))
+        few = newcomers_among(seen)
+        everyone, outcomes, y, seen = outcomes, _only(outcomes, ~few), y[:, ~few], seen[:, ~few]
+        self.column_ = {}
         at = extend(self.column_, outcomes.pool)
         self.sums_ = sums_of(y, seen, np.eye(c)[tasks.member])
         assert list(at) == list(range(len(outcomes.pool)))
@@ -106,8 +113,18 @@ class Default:
         self.kernel_ = learn_kernel(x, tasks, rng)
         self.left_ = self._learn_left(outcomes, x, y, seen, tasks)
         self.lines_ = learn_lines(outcomes, tasks.member, c)
-        self._known.clear()
+        table = believe(self.prior_, self.sums_, outcomes.pool).mean
+        self.newcomers_ = learn_newcomers(y, seen, tasks.member, tasks.parent, table, outcomes.queries)
+        self.asked_ = np.zeros((4, 0))
+        if few.any():
+            self._count(_only(everyone, few), x, np.eye(c, dtype=np.float32)[tasks.member])
+        self._forget()
         return self
+
+    def _forget(self) -> None:
+        """What was worked out no longer holds."""
+        self._believed = {}
+        self._known.clear()
 
     def _learn_left(self, outcomes: Outcomes, x: Array, y: Array, seen: Array, tasks: Classes) -> Left:
         """Fit what the table leaves over, recognising each query by folds that had not seen it."""
@@ -135,19 +152,42 @@ class Default:
         """Count more outcomes into the tasks' means, by halves where a query may belong to two."""
         if self.column_ is None:
             raise NotFittedError(self)
+        x = self._read(outcomes.queries)
+        self._count(outcomes, x, recognise(x, self.recogniser_))
+        self._forget()
+
+    def _count(self, outcomes: Outcomes, x: Array, share: Array) -> None:
+        """Count outcomes of queries x [n, d] that belong to tasks by share [n, c]; candidates may be new."""
+        assert self.column_ is not None
         y, seen = observed(outcomes, self.metric)
         at = extend(self.column_, outcomes.pool)
         gained = len(self.column_) - self.sums_.shape[2]
         self.sums_ = np.pad(self.sums_, ((0, 0), (0, 0), (0, gained)))
         self.lines_ = self.lines_.widened(gained)
-        if len(outcomes):
-            x = self._read(outcomes.queries)
-            share = recognise(x, self.recogniser_)
-            # A score is counted net of what similarity will add to it again.
-            extra = self.kernel_(x, share) @ self._weight(at)
-            self.sums_[:, :, at] += sums_of(y - extra, seen, share)
-            self.lines_ = self.lines_.updated(outcomes, share, at)
-        self._known.clear()
+        if not len(outcomes):
+            return
+        if self.newcomers_ is not None:
+            self._ask(self.newcomers_, outcomes, at, share)
+        # A score is counted net of what similarity will add to it again.
+        extra = self.kernel_(x, share) @ self._weight(at)
+        self.sums_[:, :, at] += sums_of(y - extra, seen, share)
+        self.lines_ = self.lines_.updated(outcomes, share, at)
+
+    def _ask(self, newcomers: Newcomers, outcomes: Outcomes, at: Array, share: Array) -> None:
+        """Keep newcomers' answers one by one, with how easy the query is: as `fit` found it, or by who answers here."""
+        y, seen = observed(outcomes, self.metric)
+        joined = at >= self.left_.own.shape[1]
+        rows, columns = np.nonzero(seen & joined)
+        known, task, easy = newcomers.find(keys_of(outcomes.queries))
+        task = np.where(known, task, share.argmax(axis=1))
+        others = _only(outcomes, ~joined)
+        if others.pool and not known.all():
+            table = believe(self.prior_, self.sums_[:, :, at[~joined]], others.pool).mean
+            expected = np.clip(table[task], 0.02, 0.98)
+            usual = ease(expected, np.zeros(expected.shape, bool), expected)
+            easy = np.where(known, easy, ease(y[:, ~joined], seen[:, ~joined], expected) - usual)
+        new = np.stack([at[columns], task[rows], easy[rows], y[rows, columns]]).astype(float)
+        self.asked_ = np.hstack([self.asked_, new])
 
     def _weight(self, at: Array) -> Array:
         """What similarity adds for the candidates in these columns, [l, m]; for new ones the common part."""
@@ -157,13 +197,28 @@ class Default:
         weight[:, inside] += own[:, at[inside]]
         return weight
 
+    def _answers(self, column: int) -> int | None:
+        """How many answers a newcomer gave, what they say being in `_believed` then; None for any other candidate."""
+        rows = self.asked_[0] == column
+        answers = int(rows.sum())
+        if self.newcomers_ is None or not 0 < answers < LIMIT:
+            return None
+        if column not in self._believed:
+            _, task, easy, score = self.asked_[:, rows]
+            self._believed[column] = self.newcomers_.believe(task.astype(np.intp), easy, score)
+        return answers
+
     def _work_out(self, pool: Sequence[Candidate]) -> Known:
         assert self.column_ is not None
         at = np.array([self.column_.get(candidate.id, len(self.column_)) for candidate in pool], dtype=np.intp)
         sums = np.concatenate([self.sums_, np.zeros((3, self.sums_.shape[1], 1))], axis=2)[:, :, at]
         mean, variance = believe(self.prior_, sums, pool)
-        joined = at >= self.left_.own.shape[1]
-        mean = np.where(joined, np.maximum(mean - CAUTION * np.sqrt(variance), 0.0), mean)
+        caution = np.where(at >= self.left_.own.shape[1], CAUTION, 0.0)
+        for j, column in enumerate(at.tolist()):
+            if (answers := self._answers(column)) is not None:
+                mean[:, j], variance[:, j] = self._believed[column]
+                caution[j] = max(CAUTION - EACH * answers, LEAST)
+        mean = np.maximum(mean - caution * np.sqrt(variance), 0.0)
         std = self.left_.std
         own = np.where((at + 1 < len(std)), at + 1, 0)
         table = np.hstack([mean, mean**2 + variance]).astype(np.float32)
@@ -226,6 +281,9 @@ class Default:
         for part, held in parts.items():
             arrays |= {f"{part}.{name}": value for name, value in held._asdict().items()}
         arrays |= {"landmarks": self.kernel_.landmarks, "lengths": self.kernel_.length, "same": self.kernel_.same}
+        if self.newcomers_ is not None:
+            arrays |= {f"newcomers.{name}": value for name, value in self.newcomers_._asdict().items()}
+            arrays["asked"] = self.asked_
         params = {"seed": self.seed, "candidates": list(self.column_), "width": self.width_}
         return params | held_by_name | {"scale": self.kernel_.scale}, arrays
 
@@ -235,7 +293,7 @@ class Default:
         router.width_ = int(params["width"])
         part = {
             name: {key.partition(".")[2]: np.asarray(value) for key, value in arrays.items() if key.startswith(name)}
-            for name in ("wording.", "prior.", "left.", "lines.")
+            for name in ("wording.", "prior.", "left.", "lines.", "newcomers.")
         }
         router.wording_ = Wording.of(**part["wording."])
         d = router.width_ + router.wording_.table.shape[1]
@@ -255,4 +313,15 @@ class Default:
         check_shape("lines.line", router.lines_.line, (2, c, k))
         router.sums_ = check_shape("sums", np.asarray(arrays["sums"], float), (3, c, k))
         router.column_ = {name: j for j, name in enumerate(params["candidates"])}
+        if part["newcomers."]:
+            router.newcomers_ = Newcomers.of(**part["newcomers."])
+            check_shape("newcomers.mean", router.newcomers_.mean, (c,))
+            router.asked_ = check_shape("asked", np.asarray(arrays["asked"], float), (4, None))
         return router
+
+
+def _only(outcomes: Outcomes, columns: Array) -> Outcomes:
+    """The candidates of some columns [m] bool."""
+    if columns.all():
+        return outcomes
+    return outcomes.among([candidate.id for candidate, kept in zip(outcomes.pool, columns, strict=True) if kept])
