@@ -178,3 +178,13 @@ def test_a_policy_may_leave_answers_unread_and_none_can_read_without_a_cascade(t
 )
 def test_what_an_answer_says(choices, text):
     assert text_of(choices) == text
+
+
+def test_the_decision_without_the_call_names_whom_the_plan_asks_first(live):
+    question = {"model": "auto", "messages": [{"role": "user", "content": "What is 42 plus 17?"}]}
+    told = json.loads(live.call("POST", "/polyroute/v1/route", question)[1])
+    assert told["selected"] == "small"
+    assert told["because"].startswith("asked first")
+    assert told["dry_run"]
+    streamed = json.loads(live.call("POST", "/polyroute/v1/route", {**question, "stream": True})[1])
+    assert not streamed["because"].startswith("asked first"), "a stream is not held back"

@@ -23,6 +23,10 @@ class Bench:
         self.before: dict[tuple[str, str], tuple[Array, Array]] = {}
         self.readings: dict[tuple[str, ...], Reading] = {}
 
+    def expect(self, query: Query, quality: Array, cost: Array) -> None:
+        """What `Cascade.predict` says of a query, where it was asked already. quality, cost: [1, m] of the pool."""
+        self.before[query.id, query.text] = quality, cost
+
     def judge(self, trade_off: float) -> Judge:
         """For `flows.cascade.verified`. trade_off: of cost against quality, as in offline/frontier."""
 
@@ -57,7 +61,7 @@ class Bench:
     def _read(self, query: Query, tried: Sequence[Outcome], names: Sequence[str]) -> Reading:
         if (query.id, query.text) not in self.before:
             said = self.cascade.predict([query], self.pool)
-            self.before[query.id, query.text] = said["quality"].mean, said["cost"].mean
+            self.expect(query, said["quality"].mean, said["cost"].mean)
         expected, price = self.before[query.id, query.text]
         m, at = len(self.pool), [self.place[name] for name in names]
         features, same, asked = np.zeros((1, m, DIM)), np.zeros((1, m, m)), np.zeros((1, m), bool)

@@ -243,7 +243,7 @@ class Brain:
             reason = f"goes on with the conversation; {reason}"
         ranked, judge, propensity = self.ranked(weighing, decision, policy.pool), None, decision.propensity
         if asked.readable and policy.cascade is not None and held is None:
-            judge = judge_of(policy.cascade, ranked, objective)
+            judge = judge_of(policy.cascade, query, ranked, objective, weighing.estimates, policy.pool)
             if judge is not None and (first := judge(query, []).ask) is not None:
                 ranked = [first, *(c for c in ranked if c.id != first.id)]
                 propensity, reason = 1.0, "asked first; its answer is read before another is paid for"
@@ -306,14 +306,22 @@ def of_row(estimates: Estimates, i: int) -> Estimates:
     return {name: Estimate(e.mean[at], None if e.std is None else e.std[at]) for name, e in estimates.items()}
 
 
-def judge_of(cascade: Cascade, allowed: Sequence[Candidate], objective: Objective) -> Judge | None:
-    """Who reads the answers of one request; None where fewer than two of those allowed are ones it learned from."""
+def judge_of(
+    cascade: Cascade, query: Query, allowed: Sequence[Candidate], objective: Objective, estimates: Estimates,
+    pool: Sequence[Candidate],
+) -> Judge | None:  # fmt: skip
+    """Who reads the answers of one request; None where fewer than two of those allowed are ones it learned from.
+
+    estimates: [1, m] of the pool.
+    """
     known = [candidate for candidate in allowed if candidate.id in (cascade.rungs_ or ())]
     quality = objective.weights.get("quality", 0.0)
     if len(known) < 2 or quality <= 0:
         return None
     usd = -objective.weights.get("cost", 0.0) / quality  # quality given up for a USD
-    return Bench(cascade, known).judge(max(0.0, usd * cascade.reference_))
+    bench, at = Bench(cascade, known), [pool.index(candidate) for candidate in known]
+    bench.expect(query, estimates["quality"].mean[:, at], estimates["cost"].mean[:, at])
+    return bench.judge(max(0.0, usd * cascade.reference_))
 
 
 def weighed(weighing: Weighing, pool: Sequence[Candidate]) -> list[Weighed]:

@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 Q = TypeVar("Q")
 A = TypeVar("A")
 
-MOST = 32  # of one round: the loop is not kept for longer
+MOST = 16  # of one round: to embed as many short texts keeps the loop for less than a millisecond
 
 
 class Rounds(Generic[Q, A]):

@@ -162,7 +162,9 @@ class Cascade:
         if (at < 0).all():
             raise UnknownCandidateError(self.rungs_, known=ids)
         known, asked, shown = expected[:, at], tried[:, at] & (at >= 0), evidence.among(at)
-        right = self.verifier_.right(known, shown, asked, self.rungs_)
+        right = np.full(asked.shape, np.nan)
+        if asked.any():
+            right = self.verifier_.right(known, shown, asked, self.rungs_)
         return Reading(at, asked, right, price[:, at] / self.reference_, self.plan_.read(known, shown, right, asked))
 
     def decide(self, reading: Reading, trade_off: float) -> Verdict:
