@@ -43,6 +43,7 @@ WORDING = 2.0  # how much the wording counts beside a unit embedding
 FOLDS = 5
 CAUTION = 0.5  # std by which a candidate hardly known is rated lower: the largest of many estimates is luck
 LEAST, EACH = 0.2, 0.01  # caution with many answers, and by how much an answer lowers it until then
+ASKED = ("column", "task", "ease of the query", "score", "prompt tokens", "USD, or NaN")  # what is kept of an answer
 CHUNK = 256  # queries estimated at once: what is in between stays in a core's cache
 
 
@@ -84,7 +85,7 @@ class Default:
         self._able = PerPool(able)
         self.column_: dict[str, int] | None = None
         self.newcomers_: Newcomers | None = None  # None: from a file of an earlier version
-        self.asked_ = np.zeros((4, 0))  # [4, a] of newcomers' answers: column, task, ease of the query, score
+        self.asked_ = np.zeros((len(ASKED), 0))  # [6, a] newcomers' answers
         self._believed: dict[int, tuple[Array, Array]] = {}
         self._known = PerPool(self._work_out)
 
@@ -115,7 +116,7 @@ class Default:
         self.lines_ = learn_lines(outcomes, tasks.member, c)
         table = believe(self.prior_, self.sums_, outcomes.pool).mean
         self.newcomers_ = learn_newcomers(y, seen, tasks.member, tasks.parent, table, outcomes.queries)
-        self.asked_ = np.zeros((4, 0))
+        self.asked_ = np.zeros((len(ASKED), 0))
         if few.any():
             self._count(_only(everyone, few), x, np.eye(c, dtype=np.float32)[tasks.member])
         self._forget()
@@ -143,10 +144,11 @@ class Default:
 
     def _read(self, queries: Sequence[Query]) -> Array:
         """What is read of queries, [n, d] float32: the unit embedding and the wording."""
-        unit = unit_rows(embeddings(queries, self.width_))
-        if not self.wording_.table.shape[1]:
-            return unit
-        return np.hstack([unit, WORDING * self.wording_([query.text for query in queries])])
+        x = np.empty((len(queries), self.width_ + self.wording_.table.shape[1]), dtype=np.float32)
+        x[:, : self.width_] = unit_rows(embeddings(queries, self.width_))
+        if x.shape[1] > self.width_:
+            np.multiply(self.wording_([query.text for query in queries]), WORDING, out=x[:, self.width_ :])
+        return x
 
     def update(self, outcomes: Outcomes) -> None:
         """Count more outcomes into the tasks' means, by halves where a query may belong to two."""
@@ -186,7 +188,9 @@ class Default:
             expected = np.clip(table[task], 0.02, 0.98)
             usual = ease(expected, np.zeros(expected.shape, bool), expected)
             easy = np.where(known, easy, ease(y[:, ~joined], seen[:, ~joined], expected) - usual)
-        new = np.stack([at[columns], task[rows], easy[rows], y[rows, columns]]).astype(float)
+        paid = np.where(outcomes.observed, outcomes.values.get("cost", np.nan), np.nan)[rows, columns]
+        tokens = prompt_tokens(outcomes.queries)[rows]
+        new = np.stack([at[columns], task[rows], easy[rows], y[rows, columns], tokens, paid]).astype(float)
         self.asked_ = np.hstack([self.asked_, new])
 
     def _weight(self, at: Array) -> Array:
@@ -204,7 +208,7 @@ class Default:
         if self.newcomers_ is None or not 0 < answers < LIMIT:
             return None
         if column not in self._believed:
-            _, task, easy, score = self.asked_[:, rows]
+            _, task, easy, score = self.asked_[:4, rows]
             self._believed[column] = self.newcomers_.believe(task.astype(np.intp), easy, score)
         return answers
 
@@ -222,8 +226,18 @@ class Default:
         std = self.left_.std
         own = np.where((at + 1 < len(std)), at + 1, 0)
         table = np.hstack([mean, mean**2 + variance]).astype(np.float32)
-        cost = self.lines_.table(at, pool) if self.lines_.any else None
+        cost = self._costs(at, pool) if self.lines_.any else None
         return Known(table, self._weight(at).astype(np.float32), std[own] ** 2, cost)
+
+    def _costs(self, at: Array, pool: Sequence[Candidate]) -> Array:
+        """The lines' table, those of newcomers with paid answers by what these cost."""
+        table, m = self.lines_.table(at, pool), len(pool)
+        for j, column in enumerate(at.tolist()):
+            _, task, _, _, tokens, paid = self.asked_[:, (self.asked_[0] == column) & np.isfinite(self.asked_[5])]
+            if 0 < len(paid) < LIMIT and paid.sum() > 0:
+                base, slope = self.lines_.of_few(task.astype(np.intp), tokens, paid)
+                table[:, j], table[:, m + j], table[:, 2 * m + j] = base, slope, 2 * base**2
+        return table
 
     def predict(self, queries: Sequence[Query], pool: Sequence[Candidate]) -> Estimates:
         if self.column_ is None:
@@ -316,7 +330,7 @@ class Default:
         if part["newcomers."]:
             router.newcomers_ = Newcomers.of(**part["newcomers."])
             check_shape("newcomers.mean", router.newcomers_.mean, (c,))
-            router.asked_ = check_shape("asked", np.asarray(arrays["asked"], float), (4, None))
+            router.asked_ = check_shape("asked", np.asarray(arrays["asked"], float), (len(ASKED), None))
         return router
 
 
