@@ -117,6 +117,19 @@ def test_settings_and_routers_never_depend_on_the_test_split(folder, bench):
     assert chosen() == before
 
 
+def test_newcomers_are_measured_by_one_command(folder, capsys):
+    words = ["bench", "newcomer", "--tables", "three", "--features", "recorded-minilm", "--judge", "valid"]
+    assert main([*words, "--draws", "2", "--resamples", "5", "--answers", "10", "-o", "new.md"]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert set(found["tables"]["three"]) == {"random", "spread"}
+    assert found["tables"]["three"]["spread"]["AIQ"]["mean_full"] != 0
+    text = (folder / "new.md").read_text()
+    assert text.count("| three | `model-") == 6  # three models, two measures
+    assert "polyroute bench newcomer --judge valid --answers 10 --draws 2 --resamples 5" in text
+    assert main([*words, "--draws", "1", "-o", "new.md"]) != 0
+    assert "--draws: expected 2 or more, got 1" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [

@@ -47,6 +47,23 @@ def test_a_stranger_costs_what_its_list_says_until_it_was_paid():
     np.testing.assert_allclose(said, paid.values["cost"], rtol=0.1)
 
 
+def test_a_newcomers_few_bills_tell_prompts_from_completions():
+    rng = np.random.default_rng(0)
+    task, tokens = rng.integers(2, size=600), rng.integers(20, 400, size=600).astype(float)
+    written = np.array([2.0, 300.0])[task]
+    cost = np.stack([0.6 * tokens + 0.6 * written, 10 * tokens + 30 * written], axis=1) / 1e6
+    table = Outcomes(queries_of(np.ones((600, 2)), tokens=tokens), [Candidate("cheap")], {"cost": cost[:, :1]},
+                     np.ones((600, 1), bool))  # fmt: skip
+    lines = learn_lines(table, task, 2)
+    base, slope = lines.of_few(task[:30], tokens[:30], cost[:30, 1])
+    said = base[task] + slope[task] * tokens
+    np.testing.assert_allclose(said, cost[:, 1], rtol=0.4)
+    assert np.abs(said / cost[:, 1] - 1).mean() < 0.15
+    one = lines.of_few(task[:1], tokens[:1], cost[:1, 1])  # a single bill is met as it is
+    np.testing.assert_allclose(one[0, task[0]] + one[1, task[0]] * tokens[0], cost[0, 1])
+    assert (lines.of_few(task[:5], tokens[:5], np.zeros(5)) == 0).all()
+
+
 def test_without_costs_there_are_no_lines():
     table, task, _ = priced()
     bare = Outcomes(table.queries, table.pool, {"quality": table.values["cost"]}, table.observed)

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from polyroute.artefact import ROUTERS, load, resolve_router, save
+from polyroute.cli import newcomer
 from polyroute.cli.fit import made_with
 from polyroute.cli.progress import Steps, say
 from polyroute.cli.tables import FEATURES, answered, counted, embedded
@@ -26,6 +27,7 @@ from polyroute.errors import ConfigError, PolyrouteError, UnknownNameError
 from polyroute.offline.benchmark import (
     PLAIN_KNN,
     PROTOCOL,
+    TARGETS,
     Ground,
     Record,
     about,
@@ -46,9 +48,11 @@ from polyroute.types import Outcomes
 EXAMPLE = """examples:
   polyroute bench request --resume
   polyroute bench request --tables routerbench --routers knn linear default -o /tmp/request.md
+  polyroute bench newcomer --tables routerbench llmrouter9 -o /tmp/newcomers.md
 
 The tables are those of outcomes/ in the folder that POLYROUTE_DATA names. Every table and router leaves a record in
-the cache folder; with --resume, records made by the same code from the same table are used again."""
+the cache folder; with --resume, records made by the same code from the same table are used again.
+newcomer: each model is left out and joins the default router again with a few labelled answers; see --judge."""
 BASELINES = "baselines"
 FEWEST = 50  # test queries with recorded answers below which a cascade is not judged
 
@@ -70,7 +74,7 @@ def add(commands: Any) -> None:
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("scale", choices=("request",), help="what is routed")
+    parser.add_argument("scale", choices=("request", "newcomer"), help="what is measured")
     parser.add_argument("--tables", nargs="+", metavar="NAME", help="default: all of outcomes/")
     parser.add_argument("--routers", nargs="+", metavar="NAME", help="default: all that predict quality")
     parser.add_argument("--features", nargs="+", default=["static-1"], choices=FEATURES, help="default: static-1")
@@ -79,14 +83,21 @@ def add(commands: Any) -> None:
                         help="where records go (default: %(default)s)")  # fmt: skip
     parser.add_argument("--resamples", type=int, default=500, help="of the bootstrap (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: %(default)s)")
-    parser.add_argument("-o", "--output", type=Path, default=Path("docs/results/request.md"), metavar="PAGE.md",
-                        help="page to write, plots beside it (default: %(default)s)")  # fmt: skip
+    parser.add_argument("-o", "--output", type=Path, metavar="PAGE.md",
+                        help="page to write (default: request.md or newcomers.md in docs/results)")  # fmt: skip
+    newcomer.add_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.output is None:
+        args.output = Path("docs/results") / ("request.md" if args.scale == "request" else "newcomers.md")
     if args.output.suffix != ".md":
         raise ConfigError("--output", got=str(args.output), expected="a file name ending in .md")
+    if args.scale == "newcomer":
+        tables = [path for name, path in tables_wanted(args).items() if args.tables or name in TARGETS]
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        return newcomer.run(args, tables)
     wanted = what_is_wanted(args)
     args.cache.mkdir(parents=True, exist_ok=True)
     args.output.parent.mkdir(parents=True, exist_ok=True)
@@ -122,17 +133,23 @@ def options(args: argparse.Namespace) -> list[str]:
 
 def what_is_wanted(args: argparse.Namespace) -> Wanted:
     """Tables and routers by name. Raises: UnknownNameError."""
-    folder = data_folder() / "outcomes"
-    known = {path.stem: path for path in sorted(folder.glob("*.parquet")) if not path.stem.endswith("_responses")}
-    for name in args.tables or ():
-        if name not in known:
-            raise UnknownNameError("table", name, known)
+    tables = tables_wanted(args)
     names = sorted({*ROUTERS, *QUALITY_ROUTERS}) if args.routers is None else args.routers
     skipped = {name: why for name in names if (why := unfit(name))}
     for name, why in skipped.items():
         say(f"left out: {name}: {why}")
     routers = [name for name in names if name not in skipped]
-    return Wanted([known[name] for name in args.tables or known], args.features, routers, skipped)
+    return Wanted(list(tables.values()), args.features, routers, skipped)
+
+
+def tables_wanted(args: argparse.Namespace) -> dict[str, Path]:
+    """Tables by name. Raises: UnknownNameError."""
+    folder = data_folder() / "outcomes"
+    known = {path.stem: path for path in sorted(folder.glob("*.parquet")) if not path.stem.endswith("_responses")}
+    for name in args.tables or ():
+        if name not in known:
+            raise UnknownNameError("table", name, known)
+    return {name: known[name] for name in args.tables or known}
 
 
 def unfit(name: str) -> str:

@@ -28,8 +28,7 @@ class Kernel(NamedTuple):
 
     def __call__(self, x: Array, share: Array) -> Array:
         """[n, l] float32. x: [n, d]. share: [n, c] P(task | query)."""
-        alike = x @ self.landmarks.T
-        alike *= 2 / self.scale
+        alike = (x * np.float32(2 / self.scale)) @ self.landmarks.T
         alike -= self.length
         alike -= (np.vecdot(x, x) / self.scale)[:, None]
         np.exp(alike, out=alike)

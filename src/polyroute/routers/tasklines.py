@@ -15,6 +15,7 @@ from polyroute.routers.rows import observed, prompt_tokens
 from polyroute.types import Array, Candidate, Estimate, Outcomes
 
 KAPPA = 5.0  # queries that the line through all tasks is worth
+ALIKE = 1.0  # answers by which base and slope of a newcomer are taken to rise alike
 SHORT = 50.0  # tokens by which a typical prompt is taken to vary at least
 
 
@@ -74,6 +75,21 @@ class Lines(NamedTuple):
                 line[0, :, j], line[1, :, j] = self.written * profile.price_out / 1e6, profile.price_in / 1e6
             doubt[:, j] = line[0, :, j] ** 2
         return np.hstack([line[0], line[1], line[0] ** 2 + doubt])
+
+    def of_few(self, task: Array, tokens: Array, paid: Array) -> Array:
+        """Base and slope [2, c] of a newcomer: typical ones, each by a factor, that meet what a few answers cost.
+
+        task: [a] int. tokens: [a] of the prompts. paid: [a] USD. The two factors differ as prices in and out do.
+        """
+        typical = self.line[:, :, self.fitted].mean(axis=2)
+        base, slope = np.maximum(typical[0][task], 0.0), typical[1][task] * tokens
+        usual = np.maximum(base + slope, 1e-12)
+        part = np.stack([base, slope]) / usual  # [2, a]
+        ratio = paid.sum() / usual.sum()
+        factor = np.linalg.solve(part @ part.T + ALIKE * np.eye(2), part @ (paid / usual) + ALIKE * ratio)
+        factor = np.maximum(factor, 0.0)
+        expected = float(factor[0] * base.sum() + factor[1] * slope.sum())
+        return typical * (factor * (paid.sum() / expected if expected > 0 else 1.0))[:, None]
 
     def read(self, share: Array, tokens: Array, table: Array) -> Estimate:
         """Expected cost [n, m] of queries. share: [n, c]. tokens: [n]. table: from `table`."""

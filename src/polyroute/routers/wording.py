@@ -41,6 +41,9 @@ LOWER[KIND == SPACE] = 0
 ODD = 0x9E3779B97F4A7C15  # so that it has an inverse modulo 2**64
 PAIR = (np.uint64(31), np.uint64(0x100000001B3))
 SPREAD = np.uint64(0xD6E8FEB86659FD93)
+HALF, TOP = np.uint64(32), np.uint64(64 - BITS)
+BEGINS = bytes(int(kind not in (SPACE, REST)) for kind in KIND.tolist())  # 1 for the first byte of a character
+IN_WORD = bytes(int(kind == WORD) for kind in KIND.tolist())
 
 
 def _powers(base: int) -> Array:
@@ -59,7 +62,11 @@ def hashed(text: str) -> Array:
     Upper case counts as lower case in ASCII. Reads LIMIT bytes; never fails (lone surrogates are question marks).
     """
     word, _ = _words(_bytes(text))
-    return _slots(np.concatenate([word, word[:-1] * PAIR[0] + word[1:] * PAIR[1]]))
+    w = len(word)
+    code = np.empty(max(2 * w - 1, 0), dtype=np.uint64)
+    code[:w] = word
+    np.add(word[:-1] * PAIR[0], word[1:] * PAIR[1], out=code[w:])
+    return _slots(code)
 
 
 def hashed_all(texts: Sequence[str]) -> tuple[Array, Array]:
@@ -83,22 +90,30 @@ def _bytes(text: str) -> bytes:
 
 def _words(raw: bytes) -> tuple[Array, Array]:
     """A hash of each word, mark and other character [w] uint64, and where each begins [w] int."""
-    data = np.frombuffer(raw, np.uint8)
-    kind = KIND[data]
-    start = (kind != SPACE) & (kind != REST)
-    start[1:] &= (kind[1:] != WORD) | (kind[:-1] != WORD)
-    first = np.flatnonzero(start)
+    word = np.frombuffer(raw.translate(IN_WORD), np.uint8)
+    start = np.frombuffer(raw.translate(BEGINS), np.uint8) > 0
+    np.greater(start[1:], word[1:] & word[:-1], out=start[1:])
+    first = start.nonzero()[0]
     if not len(first):
         return np.empty(0, dtype=np.uint64), first
     # A polynomial of the bytes up to each place; the difference of two, moved to power 0, is a hash of what is between.
-    upto = np.zeros(len(data) + 1, dtype=np.uint64)
-    np.cumsum(LOWER[data] * POWER[: len(data)], out=upto[1:])
-    edge = upto[np.append(first, len(data))]
-    return (edge[1:] - edge[:-1]) * INVERSE[first], first
+    upto = np.zeros(len(raw) + 1, dtype=np.uint64)
+    np.add.accumulate(LOWER.take(np.frombuffer(raw, np.uint8)) * POWER[: len(raw)], out=upto[1:])
+    begin = upto.take(first)
+    code = np.empty_like(begin)
+    np.subtract(begin[1:], begin[:-1], out=code[:-1])
+    np.subtract(upto[-1:], begin[-1:], out=code[-1:])
+    code *= INVERSE.take(first)
+    return code, first
 
 
 def _slots(code: Array) -> Array:
-    return ((code ^ (code >> np.uint64(32))) * SPREAD >> np.uint64(64 - BITS)).astype(np.intp)
+    """Hashes below 2**BITS [t] int of codes [t] uint64."""
+    mixed = code >> HALF
+    mixed ^= code
+    mixed *= SPREAD
+    mixed >>= TOP
+    return mixed.view(np.int64)
 
 
 class Wording(NamedTuple):
@@ -117,8 +132,8 @@ class Wording(NamedTuple):
         if len(texts) == 1:
             at = self.distinct(texts[0])
             if len(at):
-                kept = self.rarity[at]
-                np.matmul(ONES[: len(at)], self.table[at], out=out[0])
+                kept = self.rarity.take(at)
+                np.matmul(ONES[: len(at)], self.table.take(at, axis=0), out=out[0])
                 out[0] /= max(math.sqrt(kept @ kept), 1e-6)
                 out[0] -= self.centre
             return out
@@ -158,10 +173,13 @@ class Wording(NamedTuple):
 
     def distinct(self, text: str) -> Array:
         """The rows of a text's known tokens, each once."""
-        at = self.slot[hashed(text)]
+        at = self.slot.take(hashed(text))
         at.sort()
         at = at[: int(at.searchsorted(len(self.rarity) - 1))]
-        return at[np.flatnonzero(np.diff(at, prepend=np.int32(-1)))]
+        new = np.empty(len(at), dtype=bool)
+        new[:1] = True
+        np.not_equal(at[1:], at[:-1], out=new[1:])
+        return at[new]
 
     @classmethod
     def of(cls, slot: Array, table: Array, rarity: Array, centre: Array) -> Self:
