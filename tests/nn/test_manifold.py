@@ -104,6 +104,29 @@ def test_routes_come_nearer_with_the_distance_than_without():
     assert found[30.0][-1] < 0.8 * found[0.0][-1]
 
 
+def test_all_samples_or_the_repaired_ones_may_be_neighbours_and_each_epoch_is_told():
+    stored = {}
+    for name, options in {"good": {}, "all": {"among": "all"}, "renewed": {"renew": True}}.items():
+        model = small_lm()
+        data, seen = labelled(model), []
+        tuner = RouteManifold(model, layers=-1, lam=1.0, **options)
+        find, calls = tuner._neighbours, []
+        tuner._neighbours = lambda *a, find=find, calls=calls: calls.append(find(*a)) or calls[-1]
+        tuner.fit(
+            data, torch.arange(24.0)[:, None], epochs=3, seed=0,
+            on_epoch=lambda epoch, history, seen=seen: seen.append((epoch, len(history.loss))),
+        )  # fmt: skip
+        assert seen == [(0, 1), (1, 2), (2, 3)]
+        stored[name] = calls
+    assert [len(calls) for calls in stored.values()] == [1, 1, 3]
+    good_N, (ids_NK, _) = stored["good"][0]
+    assert bool(good_N[ids_NK].all())
+    good_N, (ids_NK, _) = stored["all"][0]
+    assert not bool(good_N[ids_NK].all())
+    with pytest.raises(ConfigError, match="among"):
+        RouteManifold(small_lm(), among="bad")
+
+
 def test_a_fit_repeats_for_its_seed():
     weights = []
     for _ in range(2):

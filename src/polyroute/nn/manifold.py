@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -103,51 +103,73 @@ class RouteManifold:
     layers: names, or -n for the last n. k: neighbours of a sample, from those the model answered rightly before.
     token: whose scores are a sample's route. Five layers, the last token and k = 3 are published; lam, the step size,
     the width of the weights and that routes are stored anew each epoch are inferred. Inference stays as it was.
-    Source: RoMA (arXiv:2511.07419).
+    among: "good", or "all" to take neighbours from every sample, which spreads bad routes too (for comparisons).
+    renew: look anew before each epoch at who is answered rightly, so that repaired samples serve as neighbours
+    (inferred). Source: RoMA (arXiv:2511.07419).
     """
 
     def __init__(
         self, model: nn.Module, *, layers: int | Sequence[str] = -5, k: int = 3, lam: float = 1.0,
-        token: str = "last", loss: Loss = task_loss,
+        token: str = "last", loss: Loss = task_loss, among: str = "good", renew: bool = False,
     ):  # fmt: skip
         if k < 1 or lam < 0:
             raise ConfigError("k, lam", got=(k, lam), expected="1 and more, 0 and more")
+        if among not in ("good", "all"):
+            raise ConfigError("among", got=among, expected='"good" or "all"')
         self.model, self.layers, self.k, self.lam = model, route_layers(model, layers), k, lam
-        self.token, self.loss = token, loss
+        self.token, self.loss, self.among, self.renew = token, loss, among, renew
 
     def fit(
-        self, data: Batch, embedding_NE: Tensor, *, epochs: int = 5, batch_size: int = 20, lr: float = 3e-3, seed: int
-    ) -> ManifoldHistory:
+        self, data: Batch, embedding_NE: Tensor, *, epochs: int = 5, batch_size: int = 20, lr: float = 3e-3, seed: int,
+        on_epoch: Callable[[int, ManifoldHistory], None] | None = None,
+    ) -> ManifoldHistory:  # fmt: skip
         """Train on N labelled samples. embedding_NE: of each sample's text, from an encoder that stays fixed.
+
+        on_epoch(epoch, history): after each one, e.g. to judge the model on held-out samples and keep the best.
 
         Raises: ConfigError where too few are answered rightly; ShapeError.
         """
         num = len(data.x)
         if len(embedding_NE) != num:
             raise ShapeError("embedding", got=tuple(embedding_NE.shape), expected=(num, "E"))
-        good_N = answered(self.model, data)
-        ids_NK, weights_NK = neighbours(embedding_NE, good_N, self.k)
+        good_N, near = self._neighbours(data, embedding_NE)
         history = ManifoldHistory(good=int(good_N.sum()))
-        names = [name for name, layer in layers_of(self.model).items() if layer in self.layers]
         with _routers_alone(self.model, self.layers), seeded(seed):
             optimizer = adamw(self.model, lr, weight_decay=0.0)
-            for _ in range(epochs):
-                stored_NR = collect_routes(self.model, [data], token=self.token, layers=names)
-                sums = [0.0, 0.0]
-                for rows in torch.randperm(num).split(batch_size):
-                    part = Batch(data.x[rows], data.y[rows], data.domain_B[rows])
-                    task = self.loss(self.model, part)
-                    routes = sequence_routes([layer.routing for layer in self.layers], self.token)  # type: ignore[misc]
-                    distance = manifold_loss(routes, stored_NR[ids_NK[rows]], weights_NK[rows])
-                    optimizer.zero_grad(set_to_none=True)
-                    (task + self.lam * distance).backward()
-                    optimizer.step()
-                    sums = [
-                        s + float(v.detach()) * len(rows) / num for s, v in zip(sums, (task, distance), strict=True)
-                    ]
+            for epoch in range(epochs):
+                if self.renew and epoch:
+                    _, near = self._neighbours(data, embedding_NE)
+                sums = self._epoch(data, near, optimizer, batch_size)
                 history.loss.append(sums[0])
                 history.distance.append(sums[1])
+                if on_epoch is not None:
+                    on_epoch(epoch, history)
         return history
+
+    def _neighbours(self, data: Batch, embedding_NE: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Who is answered rightly [N], and each sample's neighbours with their weights, both [N, K]."""
+        good_N = answered(self.model, data)
+        pool_N = good_N if self.among == "good" else torch.ones_like(good_N)
+        return good_N, neighbours(embedding_NE, pool_N, self.k)
+
+    def _epoch(
+        self, data: Batch, near: tuple[Tensor, Tensor], optimizer: torch.optim.Optimizer, batch_size: int
+    ) -> list[float]:
+        """One pass over the samples, routes stored before it: mean loss of the task, mean distance."""
+        ids_NK, weights_NK = near
+        num, sums = len(data.x), [0.0, 0.0]
+        names = [name for name, layer in layers_of(self.model).items() if layer in self.layers]
+        stored_NR = collect_routes(self.model, [data], token=self.token, layers=names)
+        for rows in torch.randperm(num).split(batch_size):
+            part = Batch(data.x[rows], data.y[rows], data.domain_B[rows])
+            task = self.loss(self.model, part)
+            routes = sequence_routes([layer.routing for layer in self.layers], self.token)  # type: ignore[misc]
+            distance = manifold_loss(routes, stored_NR[ids_NK[rows]], weights_NK[rows])
+            optimizer.zero_grad(set_to_none=True)
+            (task + self.lam * distance).backward()
+            optimizer.step()
+            sums = [s + float(v.detach()) * len(rows) / num for s, v in zip(sums, (task, distance), strict=True)]
+        return sums
 
 
 @torch.no_grad()

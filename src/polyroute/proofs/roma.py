@@ -1,0 +1,245 @@
+"""Proof of system 67, RoMA: a router that noise has damaged comes back further along the routes of good neighbours.
+
+Data: a language model of two layers, 32 numbers wide, 16 experts a layer and one a token, learns eight tasks of 12
+values. A prompt is the value, a word of the task (six each) and one of 12 common words in any order, and another word
+of the task, at which the value's image under the task's permutation is asked. While it learns, 400 steps, the last
+layer is paid for information between the task and the asked token's expert, as in Mod-Squad, so that experts belong to
+tasks. Damage: the last router is mixed with noise at unchanged size, 1, 1.5, 2, 2.5, 3, 4, 6 or 8 parts to 1, the least
+at which at most 70 % of 1,500 prompts are answered rightly. Repair: 200 labelled prompts, 150 to train this router
+alone and 50 to choose the rate (0.01, 0.03 or 0.1) and the epoch (of 15), in every arm; judged on 1,500 other prompts.
+Text encoder: the mean of word vectors from the co-occurrence of words in 4,000 prompts without values, tasks or answers
+(positive mutual information, 12 singular vectors). Nobody who repairs is told a task.
+Baseline: the same router tuned by the task's loss alone.
+Claims, over eight models: (1) RoMA answers more of the other prompts rightly; (2) the rank correlation between
+distances as texts and as routes is higher than after the damage, judged on 200 of the other prompts. lam is 1, and who
+is answered rightly is looked at anew each epoch (inferred).
+Falsifier: claim 1 with texts dealt out at random, so that neighbours are any good samples.
+
+The first proof; a draft, in a model whose experts belong to nothing in particular, lost to the baseline (docs/log.md).
+What was found on seeds 400 to 490 and is not claimed: where experts follow values rather than tasks, RoMA loses; with
+two experts a token the task's loss repairs as well (99 and 94 % right against 97 and 94); where the damage leaves half
+or less right, gains scatter, as neighbours then are wrong together. So this is the case of one expert a token, in which
+the right expert gets no gradient of the task unless it is chosen, and of a damage that leaves good neighbours.
+Neighbours from all samples instead of the good ones stand in the table, for the first two models.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from polyroute.proofs.proof import Proof, effect_over_seeds
+from polyroute.recipes.roma import roma
+from polyroute.types import Array, Rng
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from polyroute.nn.corpora import Batch
+    from polyroute.nn.transformer import TinyLM
+
+TASKS, WORDS, COMMON, VALUES = 8, 6, 12, 12
+EXPERTS, STEPS, INFORMATION, LAYERS = 16, 400, 3.0, -1
+NOISES, LEFT = (1, 1.5, 2, 2.5, 3, 4, 6, 8), 70.0  # parts of noise; %
+TRAINED, KEPT, JUDGED, RATES, EPOCHS, LAM = 150, 50, 1500, (1e-2, 3e-2, 1e-1), 15, 1.0
+SEEDS, PART = 8, 2  # models; those with every arm
+
+
+class Prompts:
+    """value, two words in any order, a word of the task; the answer is asked at the last."""
+
+    num_domains = TASKS
+    vocab = VALUES + TASKS * WORDS + COMMON
+
+    def __init__(self, seed: int):
+        rng = np.random.default_rng(seed)
+        self.map_TV = np.stack([rng.permutation(VALUES) for _ in range(TASKS)])
+
+    def words(self, rng: Rng, task_B: Array) -> Array:
+        """Numbers of words [B, 3], of the tasks first and then common ones."""
+        own_B2 = task_B[:, None] * WORDS + rng.integers(WORDS, size=(len(task_B), 2))
+        common_B1 = TASKS * WORDS + rng.integers(COMMON, size=(len(task_B), 1))
+        mixed_B2 = rng.permuted(np.concatenate([own_B2[:, :1], common_B1], 1), axis=1)
+        return np.concatenate([mixed_B2, own_B2[:, 1:]], 1)
+
+    def batch(self, rng: Rng, num_sequences: int, *, domain: int | None = None) -> Batch:
+        """domain: not read, prompts are of all tasks."""
+        import torch
+
+        from polyroute.nn.corpora import IGNORE, Batch
+
+        task_B = rng.integers(TASKS, size=num_sequences)
+        word_BW, value_B = self.words(rng, task_B), rng.integers(VALUES, size=num_sequences)
+        x = np.concatenate([value_B[:, None], VALUES + word_BW], 1)
+        y = np.full_like(x, IGNORE)
+        y[:, -1] = self.map_TV[task_B, value_B]
+        return Batch(torch.from_numpy(x), torch.from_numpy(y), torch.from_numpy(task_B))
+
+    def word_vectors(self, rng: Rng) -> Tensor:
+        """A vector for each word [60, 12], from which words stand together in 4,000 unlabelled prompts."""
+        import torch
+
+        word_BW = self.words(rng, rng.integers(TASKS, size=4000))
+        count = np.zeros((TASKS * WORDS + COMMON,) * 2)
+        for i, j in ((0, 1), (0, 2), (1, 2)):
+            np.add.at(count, (word_BW[:, i], word_BW[:, j]), 1.0)
+        share = (count + count.T) / (2 * count.sum())
+        alone = share.sum(1)
+        information = np.maximum(np.log(np.maximum(share, 1e-12) / np.outer(alone, alone)), 0.0)
+        vectors, size, _ = np.linalg.svd(information)
+        return torch.from_numpy(vectors[:, :12] * np.sqrt(size[:12]))
+
+
+def texts(vectors: Tensor, data: Batch) -> Tensor:
+    """The mean of each prompt's word vectors [B, 12]; its value is not read."""
+    return vectors[data.x[:, 1:] - VALUES].mean(1)
+
+
+def informative(model: nn.Module, batch: Batch) -> Tensor:
+    """The task's loss less the information between tasks and the asked tokens' experts in the last layer."""
+    import torch.nn.functional as F
+
+    from polyroute.nn.manifold import route_layers, sequence_routes
+    from polyroute.nn.testbed import task_loss
+
+    def entropy(p: Tensor) -> Tensor:
+        return -(p * (p + 1e-9).log()).sum(-1)
+
+    loss, task_BT = task_loss(model, batch), F.one_hot(batch.domain_B, TASKS).float()
+    for layer in route_layers(model, LAYERS):
+        assert layer.routing is not None
+        score_BE = sequence_routes([layer.routing])
+        mean_TE = task_BT.T @ score_BE / task_BT.sum(0).clamp(min=1)[:, None]
+        told = entropy(score_BE.mean(0)) - task_BT.mean(0) @ entropy(mean_TE)
+        loss = loss - INFORMATION * told
+    return loss
+
+
+def trained_model(world: Prompts, seed: int) -> TinyLM:
+    """A model that knows all tasks and whose last experts belong to them."""
+    from polyroute.nn.corpora import batches
+    from polyroute.nn.gates import Raw
+    from polyroute.nn.losses import LBL
+    from polyroute.nn.moe import MoE
+    from polyroute.nn.selection import TopK
+    from polyroute.nn.testbed import seeded, train
+    from polyroute.nn.transformer import TinyLM
+
+    def layer(number: int) -> MoE:
+        return MoE(32, 12, EXPERTS, select=TopK(1), gate=Raw(), aux=(LBL(0.01),), executor="dense")
+
+    with seeded(seed):
+        model = TinyLM(world.vocab, 32, 2, 2, layer, context=4)
+    train(model, batches(world, 64, seed=seed), steps=STEPS, lr=5e-3, seed=seed, loss=informative)
+    return model
+
+
+def right(model: nn.Module, data: Batch) -> float:
+    """Prompts answered rightly, %."""
+    from polyroute.nn.manifold import answered
+
+    return 100 * float(answered(model, data).double().mean())
+
+
+def damaged(model: TinyLM, data: Batch, seed: int) -> TinyLM:
+    """The model with noise in its last router, the least that leaves at most 70 % right."""
+    import copy
+
+    import torch
+
+    from polyroute.nn.manifold import route_layers
+    from polyroute.nn.testbed import seeded
+
+    worse = model
+    for size in NOISES:
+        worse = copy.deepcopy(model)
+        with seeded(seed), torch.no_grad():
+            for layer in route_layers(worse, LAYERS):
+                weight = layer.router.scorer.weight
+                weight += size * weight.std() * torch.randn_like(weight)
+                weight /= (1 + size**2) ** 0.5
+        if right(worse, data) <= LEFT:
+            break
+    return worse
+
+
+def repaired(model: TinyLM, data: Batch, kept: Batch, embedding: Tensor, seed: int, **options: Any) -> TinyLM:
+    """The best model, on the kept prompts, of all rates and epochs."""
+    import copy
+
+    best: list[Any] = [right(model, kept), model]
+
+    def keep(trial: TinyLM) -> None:
+        score = right(trial, kept)
+        if score > best[0]:
+            best[:] = [score, copy.deepcopy(trial)]
+
+    for rate in RATES:
+        trial = copy.deepcopy(model)
+        tuner = roma(trial, layers=LAYERS, renew=True, **options)
+        tuner.fit(data, embedding, epochs=EPOCHS, lr=rate, seed=seed, on_epoch=lambda _, __, t=trial: keep(t))  # type: ignore[misc]
+    chosen: TinyLM = best[1]
+    return chosen
+
+
+def one_seed(seed: int, every: bool) -> dict[str, dict[str, float]]:
+    """What is answered rightly and how routes align with texts, for each way of repair."""
+    import torch
+
+    from polyroute.nn.corpora import Batch
+    from polyroute.nn.manifold import alignment, collect_routes
+
+    world, rng = Prompts(seed), np.random.default_rng([seed, 1])
+    model = trained_model(world, seed)
+    bad = damaged(model, world.batch(rng, JUDGED), seed)
+    data, kept, others = (world.batch(rng, n) for n in (TRAINED, KEPT, JUDGED))
+    vectors = world.word_vectors(rng)
+    near, dealt = texts(vectors, data), torch.from_numpy(rng.permutation(TRAINED))
+    some = Batch(*(part[:200] for part in others))
+    arms: dict[str, TinyLM] = {
+        "undamaged": model,
+        "damaged": bad,
+        "loss alone": repaired(bad, data, kept, near, seed, lam=0.0),
+        "RoMA": repaired(bad, data, kept, near, seed, lam=LAM),
+        "any neighbours": repaired(bad, data, kept, near[dealt], seed, lam=LAM),
+    }
+    if every:
+        arms["neighbours good or not"] = repaired(bad, data, kept, near, seed, lam=LAM, among="all")
+
+    def judged(arm: TinyLM) -> dict[str, float]:
+        routes = collect_routes(arm, [some], layers=LAYERS)
+        return {"right, %": right(arm, others), "alignment": alignment(texts(vectors, some), routes)}
+
+    return {name: judged(arm) for name, arm in arms.items()}
+
+
+def prove(seed: int) -> Proof:
+    """Eight damaged models, each repaired in three ways and two of them in a fourth."""
+    seeds = range(seed, seed + SEEDS)
+    found = [one_seed(s, s < seed + PART) for s in seeds]
+
+    def gain(name: str) -> list[float]:
+        return [f[name]["right, %"] - f["loss alone"]["right, %"] for f in found]
+
+    rise = [f["RoMA"]["alignment"] - f["damaged"]["alignment"] for f in found]
+    rows: list[dict[str, Any]] = [
+        {"routers": name, "models": sum(name in f for f in found)}
+        | {what: float(np.mean([f[name][what] for f in found if name in f])) for what in found[0][name]}
+        for name in found[0]
+    ]
+    return Proof(
+        id=67,
+        name="RoMA",
+        claim="the damaged router of task experts is repaired further along the routes of good neighbours",
+        baseline="the same router tuned by the task's loss alone, rate and epoch chosen on the same kept prompts",
+        effects=[
+            effect_over_seeds("other prompts answered rightly, over the loss alone", gain("RoMA"), "points"),
+            effect_over_seeds("routes align with texts, over the damaged", rise, "rank correlation"),
+        ],
+        falsifier=effect_over_seeds("the same with any good samples", gain("any neighbours"), "points"),
+        seeds=list(seeds),
+        rows=rows,
+        figures={f"right, {row['routers']}": row["right, %"] for row in rows},
+        notes="One expert a token, experts that belong to tasks; with two a token, or experts of values, no better.",
+    )
