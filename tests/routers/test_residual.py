@@ -7,7 +7,7 @@ from polyroute.routers.tasks import Classes
 
 
 def one_task(n):
-    return Classes(np.zeros(n, np.intp), np.zeros(1, np.intp), True)
+    return Classes(np.zeros(n, np.intp), np.zeros(1, np.intp), True, np.array(["all"]))
 
 
 def surely(n):
@@ -79,7 +79,7 @@ def test_one_fold_learns_nothing_from_itself():
 
 def test_a_query_is_like_landmarks_of_its_own_data_set_only():
     x, _ = rows(40)
-    tasks = Classes(np.arange(40) % 3, np.array([0, 0, 1]), True)  # tasks 0 and 1 are of one data set
+    tasks = Classes(np.arange(40) % 3, np.array([0, 0, 1]), True, np.arange(3))  # 0 and 1 are of one data set
     kernel = learn_kernel(x, tasks, np.random.default_rng(0), 40)
     own = kernel.among_landmarks()
     apart = (tasks.member == 2)[:, None] != (tasks.member == 2)[None]
