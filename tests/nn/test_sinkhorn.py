@@ -141,6 +141,7 @@ def test_a_layer_routes_by_it_and_moves_on():
     ("options", "error"),
     [
         ({"p": 1.5}, ConfigError), ({"xi": 0.0}, ConfigError), ({"iters": 0}, ConfigError), ({"seed": -1}, ConfigError),
+        ({"noise": -1.0}, ConfigError),
         ({"cost": "cubic"}, UnknownNameError), ({"grad": "some"}, UnknownNameError),
     ],
 )  # fmt: skip

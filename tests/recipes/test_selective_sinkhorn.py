@@ -7,6 +7,7 @@ pytest.importorskip("torch", reason="needs torch: pip install 'polyroute[nn]'")
 import torch
 
 from polyroute.nn.corpora import Regress, batches
+from polyroute.nn.gates import Hard
 from polyroute.nn.metrics import max_vio
 from polyroute.nn.moe import aux_losses, layers
 from polyroute.nn.testbed import seeded, train
@@ -41,12 +42,24 @@ def test_in_evaluation_it_is_softmax_top_k_to_the_bit():
     assert torch.equal(layer_of(p=1.0, noise=2.0).eval()(x_BLD), plain.eval()(x_BLD))
 
 
-def test_noise_is_a_choice():
-    assert len(layer_of(noise=0.0).router.mods) == 0
+def test_noise_is_a_choice_and_falls_on_the_other_steps_of_training_alone():
     x_BLD = next(batches(WORLD, 2, seed=0)).x
-    layer = layer_of(p=0.0, noise=2.0)
+    for p, changes in ((0.0, True), (1.0, False)):
+        clean, noisy = layer_of(p=p), layer_of(p=p, noise=2.0)
+        clean(x_BLD)
+        with seeded(1):
+            noisy(x_BLD)
+        moved = (clean.routing.probs_TE - noisy.routing.probs_TE).abs().max()
+        assert (moved > 0.1) == changes
+        assert (moved == 0) != changes
+
+
+def test_one_expert_a_token_is_weighed_by_its_score():
+    x_BLD = next(batches(WORLD, 2, seed=0)).x
+    layer = layer_of(k=1, p=1.0)
     layer(x_BLD)
-    assert (layer.routing.logits_TE - x_BLD.flatten(0, 1) @ layer.router.scorer.weight.T).std() > 1.5
+    torch.testing.assert_close(layer.routing.gate_N, layer.routing.probs_TE.max(-1).values)
+    assert layer_of(k=2, gate=Hard(0.5)).router.gate == Hard(0.5)
 
 
 def test_layers_draw_for_themselves_and_recomputation_draws_the_same():

@@ -26,10 +26,11 @@ class SelectiveSinkhorn:
     one through each token's own row, at fixed prices (the publication does not say, inferred). seed: of the coin, drawn
     from (seed, step, layer), so that recomputation and all ranks draw the same; layers need `TokenContext.layer`.
 
+    noise: standard deviation of Gaussian noise on the logits of the other training steps; the plan reads them clean.
+
     A balanced plan is not a balanced choice of its k largest: small xi and the linear cost come nearest. Each rank
-    balances its own tokens. Never in evaluation, where an output would depend on its batch. For noisy softmax on the
-    other steps add mods=(Noise(std),); the plan then sees the noise too (inferred). Source: system 78, Selective
-    Sinkhorn routing.
+    balances its own tokens. Never in evaluation, where an output would depend on its batch. Source: Nguyen et al. 2025
+    (arXiv:2511.08972), system 78.
     """
 
     p: float = 0.005
@@ -38,6 +39,7 @@ class SelectiveSinkhorn:
     iters: int = 20
     grad: str = "detach"
     seed: int = 0
+    noise: float = 0.0
 
     def build(self, dim: int, num_experts: int) -> SelectiveSinkhorn:
         if not 0.0 <= self.p <= 1.0:
@@ -46,6 +48,8 @@ class SelectiveSinkhorn:
             raise ConfigError("norm.xi", got=self.xi, expected="a number above 0, in the unit of the cost")
         if self.iters < 1:
             raise ConfigError("norm.iters", got=self.iters, expected="1 or more")
+        if not self.noise >= 0:
+            raise ConfigError("norm.noise", got=self.noise, expected="0 or more, in the unit of the logits")
         if self.seed < 0:
             raise ConfigError("norm.seed", got=self.seed, expected="0 or more")
         if self.cost not in COSTS:
@@ -60,8 +64,10 @@ class SelectiveSinkhorn:
 
     def __call__(self, logits_TE: Tensor, ctx: TokenContext) -> Tensor:
         probs_TE = logits_TE.softmax(-1)
-        if not ctx.training or not self.draws(ctx.step, ctx.layer):
+        if not ctx.training:
             return probs_TE
+        if not self.draws(ctx.step, ctx.layer):
+            return (logits_TE + self.noise * torch.randn_like(logits_TE)).softmax(-1) if self.noise else probs_TE
         cost_TE = logits_TE if self.cost == "linear" else probs_TE.masked_fill(logits_TE == -torch.inf, -torch.inf)
         with torch.set_grad_enabled(self.grad == "plan" and torch.is_grad_enabled()):
             plan_TE = transport_plan(cost_TE, xi=self.xi, iters=self.iters, valid_T=ctx.valid_T)
