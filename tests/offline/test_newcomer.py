@@ -60,15 +60,15 @@ def test_measures_are_those_of_the_choices():
 
 
 def test_a_model_returns_between_nothing_and_all():
-    table = toy(900, missing=0.0)
-    table.values["quality"][:, 3] = np.random.default_rng(1).random(900) < 0.95  # the only one good at everything
+    table = toy(400, missing=0.0)
+    table.values["quality"][:, 3] = np.random.default_rng(1).random(400) < 0.95  # the only one good at everything
     fold = group_folds(groups_of(table), 2, 0)
-    pairs = [(table.take(fold == 0), table.take(fold == 1))]
+    pairs = [(table.take(fold == 0), table.take(fold == 1))]  # one pair: two routers are fitted
     (found,) = joined(lambda learned: Default().fit(learned), lambda router: unpack(*pack(router)), pairs,
-                      answers=30, draws=2, resamples=20, models=["m3"])  # fmt: skip
+                      answers=30, draws=2, resamples=10, models=["m3"])  # fmt: skip
     assert set(found) == set(ASK)
     for one in found.values():
-        assert one.few.shape == (2, 21, 2)
+        assert one.few.shape == (2, 11, 2)
         assert one.clear == [True, True]
         share = share_of_gain([one], 1, np.random.default_rng(0))
         assert 0.6 < share.value < 1.1
