@@ -10,6 +10,7 @@ from polyroute.nn.corpora import Regress, batches
 from polyroute.nn.moe import layers
 from polyroute.nn.testbed import adamw, seeded, train
 from polyroute.nn.transformer import TinyNet
+from polyroute.proofs import expert_upcycling as proof
 from polyroute.recipes.expert_upcycling import expert_upcycling, twin_cosine, upcyclable
 
 pytestmark = pytest.mark.torch
@@ -81,3 +82,18 @@ def test_the_cosine_of_twins_is_that_of_all_their_weights():
     flat = torch.cat([layer.pool.w1_EGD.flatten(1), layer.pool.w2_EFO.flatten(1)], 1).detach()
     expected = torch.nn.functional.cosine_similarity(flat[3], flat[0], dim=0)
     assert twin_cosine(layer, source_E) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_the_proof_s_arms_share_a_first_half_that_none_of_them_moves(monkeypatch):
+    monkeypatch.setattr(proof, "STEPS", 3)
+    world = Regress(proof.DOMAINS, proof.DIM, seed=1)
+    layer, optimizer = proof.begun(world, 1, proof.SMALL)
+    before = [p.detach().clone() for p in layer.parameters()]
+    moment = optimizer.state[layer.pool.w1_EGD]["exp_avg"].clone()
+    plain = proof.arm(world, 1, (layer, optimizer), None)
+    grown = proof.arm(world, 1, (layer, optimizer), {"bias_noise": proof.NOISE, "score": "saliency"})
+    assert all(torch.equal(p, old) for p, old in zip(layer.parameters(), before, strict=True))
+    assert torch.equal(optimizer.state[layer.pool.w1_EGD]["exp_avg"], moment)
+    assert proof.arm(world, 1, (layer, optimizer), None)["error"] == plain["error"]
+    assert grown["error"] != plain["error"]
+    assert grown["twin cosine"] > 0.9

@@ -58,7 +58,7 @@ def arm(corpus: Regress, seed: int, start: tuple[MoE, Any], grow: dict[str, Any]
     for new, old in zip(layer.parameters(), start[0].parameters(), strict=True):
         new.grad = None if old.grad is None else old.grad.clone()
     optimizer = adamw(layer)
-    optimizer.load_state_dict(start[1].state_dict())
+    optimizer.load_state_dict(copy.deepcopy(start[1].state_dict()))  # it would share the moments
     grown = Grown(layer, {}) if grow is None else growth(layer, optimizer, seed, grow)
     stream = batches(corpus, 16, seed=100_000 + seed)
     train(grown.model, stream, steps=STEPS, seed=seed + 1, lr=LR, optimizer=optimizer, warmup=0.0)
