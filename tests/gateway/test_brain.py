@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from polyroute.errors import NoCandidateError
-from polyroute.gateway.brain import Asked, Brain, Choice, Signals
+from polyroute.gateway.asked import Asked, Signals
+from polyroute.gateway.brain import Brain, Choice
 from polyroute.gateway.build import build_brain
 from polyroute.gateway.config import load_config
 from polyroute.gateway.wire import BadRequestError, read_view

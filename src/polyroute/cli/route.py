@@ -68,7 +68,7 @@ async def decided(
     brain: Brain, text: str, policy: str, trade_off: float | None
 ) -> tuple[DecisionRecord, dict[str, Any]]:
     """The decision of one chat request with one user turn, and what the router sees in it where it can tell."""
-    from polyroute.gateway.brain import Asked
+    from polyroute.gateway.asked import Asked
     from polyroute.gateway.profiles import part_with
     from polyroute.gateway.wire import read_view
 

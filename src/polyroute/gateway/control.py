@@ -16,7 +16,8 @@ import numpy as np
 from polyroute import __version__
 from polyroute.errors import NoCandidateError, UnknownNameError
 from polyroute.gateway.answers import ClientGoneError, Headers, Receive, Scope, Send, read_body, send_bytes, send_json
-from polyroute.gateway.brain import Asked, ServedPolicy, new_id, reference_cost
+from polyroute.gateway.asked import Asked
+from polyroute.gateway.brain import ServedPolicy, new_id, reference_cost
 from polyroute.gateway.records import FeedbackRecord
 from polyroute.gateway.road import explained, trade_off_of
 from polyroute.gateway.screening import screen

@@ -19,7 +19,8 @@ from polyroute.gateway.answers import (
     read_body,
     send_bytes,
 )
-from polyroute.gateway.brain import Asked, Choice, new_id, usd_of
+from polyroute.gateway.asked import Asked
+from polyroute.gateway.brain import Choice, new_id, usd_of
 from polyroute.gateway.reading import ask_and_read, together
 from polyroute.gateway.records import OutcomeRecord
 from polyroute.gateway.relay import KIND_STATUS, RETRYABLE, Exchange, broken, relay
