@@ -192,6 +192,15 @@ def test_settings_a_server_refuses_are_said_otherwise():
     assert len(measured("m", script).questions) == NUM
 
 
+@pytest.fixture
+def interruptible():
+    """SIGINT as in a terminal: started in the background, a process may have inherited that it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupted_run_keeps_its_answers_and_goes_on_from_there(tmp_path, capsys):
     save, right, times = tmp_path / "answers.json", knows(lambda p: True), iter(range(10**6))
 
