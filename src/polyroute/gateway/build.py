@@ -141,7 +141,7 @@ def load_router(where: str) -> Fitted:
 def serving_router(fitted: Fitted, pool: Sequence[Candidate], dim: int) -> Together:
     """Quality as fitted; cost from prices and expected length; latency learned while serving.
 
-    A candidate the fitted router never saw gets its quality from the cold start, which reads profiles.
+    What a candidate gets that the fitted router never saw is that router's matter: its prior, or its price.
     Raises: ConfigError where the router knows neither the candidates nor has anything to fall back on.
     """
     quality = fitted.router
