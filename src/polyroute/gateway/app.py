@@ -37,8 +37,8 @@ log = logging.getLogger("polyroute.gateway")
 def model_endpoint(endpoint: str) -> Handler:
     """A handler that sends a model request on its road."""
 
-    async def handle(gateway: Gateway, scope: Scope, receive: Receive, send: Send) -> None:
-        await travel(gateway, scope, receive, send, endpoint)
+    def handle(gateway: Gateway, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        return travel(gateway, scope, receive, send, endpoint)
 
     return handle
 

@@ -161,18 +161,18 @@ class Call:
         """Status line and headers. Raises: RuntimeError where a header would end its line."""
         if self.began:
             raise RuntimeError("expected one http.response.start, got two")
-        length = next((value for name, value in headers if name == b"content-length"), None)
-        pairs = [*self.front.state.default_headers, *headers]
         if self.scope["method"] != "HEAD":
+            length = dict(headers).get(b"content-length")
             self.wanted = None if length is None else int(length)
             # A client of HTTP/1.0 reads until the connection ends.
             self.chunked = length is None and status not in BODILESS and self.scope["http_version"] != "1.0"
-        if self.chunked:
-            pairs.append((b"transfer-encoding", b"chunked"))
-        if not self.keep_alive or not self.whole:
-            pairs.append((b"connection", b"close"))
         lines = [STATUS_LINES.get(status) or b"HTTP/1.1 %d " % status]
-        lines += map(b": ".join, pairs)
+        lines += map(b": ".join, self.front.state.default_headers)
+        lines += map(b": ".join, headers)
+        if self.chunked:
+            lines.append(b"transfer-encoding: chunked")
+        if not self.keep_alive or not self.whole:
+            lines.append(b"connection: close")
         head = b"\r\n".join(lines) + b"\r\n\r\n"
         if head.count(b"\n") != len(lines) + 1:
             raise RuntimeError("expected headers of one line each")

@@ -73,17 +73,24 @@ def request_head(
     num_body: bytes of the body. proxy: what a proxy for plain HTTP wants before the path and after the headers.
     Raises: UpstreamError (protocol) where a line break hides in a value.
     """
-    lines = [b"%b %b%b HTTP/1.1" % (method.encode(), proxy[0], target.path)]
+    begin = _first_lines(b"%b %b%b" % (method.encode(), proxy[0], target.path), target.authority, tuple(headers))
+    if num_body or method not in BODILESS:
+        begin += b"content-length: %d\r\n" % num_body
+    for pair in proxy[1]:
+        begin += b"%b: %b\r\n" % pair
+    return begin + b"\r\n"
+
+
+@lru_cache(maxsize=64)
+def _first_lines(asked: bytes, authority: bytes, headers: tuple[tuple[bytes, bytes], ...]) -> bytes:
+    """The request line and the headers, remembered: those of one client to one backend hardly ever change."""
+    lines = [asked + b" HTTP/1.1"]
     names = [name.lower() for name, _ in headers]
     if b"host" not in names:
-        lines.append(b"host: " + target.authority)
+        lines.append(b"host: " + authority)
     lines += [b": ".join(pair) for pair, name in zip(headers, names, strict=True) if name not in HOP_BY_HOP]
-    if num_body or method not in BODILESS:
-        lines.append(b"content-length: %d" % num_body)
-    lines += map(b": ".join, proxy[1])
-    num_lines = len(lines) + 1
-    head = b"\r\n".join(lines) + b"\r\n\r\n"
-    if head.count(b"\n") != num_lines or head.count(b"\r") != num_lines or b"\0" in head:
+    head = b"\r\n".join([*lines, b""])
+    if head.count(b"\n") != len(lines) or head.count(b"\r") != len(lines) or b"\0" in head:
         raise UpstreamError("protocol", "Request head: expected no line breaks in the method or a header, got some.")
     return head
 

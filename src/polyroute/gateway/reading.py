@@ -16,6 +16,7 @@ import msgspec
 
 from polyroute.errors import UpstreamError
 from polyroute.flows.cascade import Judge, Judgement
+from polyroute.gateway import transport
 from polyroute.gateway.answers import Headers, Send
 from polyroute.gateway.brain import usd_of
 from polyroute.gateway.records import Try
@@ -49,7 +50,7 @@ class Answer:
 
 
 async def ask_and_read(
-    gateway: Gateway, send: Send, road: Exchange, judge: Judge, headers: Headers, body: bytes
+    gateway: Gateway, send: Send, road: Exchange, judge: Judge, headers: transport.Headers, body: bytes
 ) -> None:
     """Ask whom the judge names, until it accepts an answer; give the one it keeps.
 
@@ -98,7 +99,9 @@ async def ask_and_read(
     await deliver(gateway, send, road, kept.status, kept.headers, kept.data)
 
 
-async def ask(gateway: Gateway, road: Exchange, candidate: Candidate, headers: Headers, body: bytes) -> Answer:
+async def ask(
+    gateway: Gateway, road: Exchange, candidate: Candidate, headers: transport.Headers, body: bytes
+) -> Answer:
     """One whole answer. Raises: UpstreamError, also where it is no JSON object."""
     backend = gateway.backends[candidate.id]
     road.path_taken = backend.path

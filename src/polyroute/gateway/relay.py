@@ -65,7 +65,7 @@ class Exchange:
 
 async def relay(gateway: Gateway, send: Send, road: Exchange, reply: Reply, hide_usage: bool) -> None:
     """Pass the backend's answer to the client."""
-    content_type = next((v for k, v in reply.headers if k == b"content-type"), b"")
+    content_type = dict(reply.headers).get(b"content-type", b"")
     if reply.status < 400 and content_type.startswith(b"text/event-stream"):
         return await relay_stream(gateway, send, road, reply, hide_usage)
     waiting = perf_counter()
@@ -82,7 +82,7 @@ async def relay(gateway: Gateway, send: Send, road: Exchange, reply: Reply, hide
 
 async def deliver(gateway: Gateway, send: Send, road: Exchange, status: int, headers: Headers, data: bytes) -> None:
     """Send a whole answer on, accounted."""
-    encoding = next((v for k, v in headers if k == b"content-encoding"), b"identity")
+    encoding = dict(headers).get(b"content-encoding", b"identity")
     problem = note_answer(road, status, plain(data, encoding))
     if problem is not None:
         return await broken(send, road, 502 if status < 500 else status, problem, "upstream_protocol")

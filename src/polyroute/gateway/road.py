@@ -21,6 +21,7 @@ from polyroute.gateway.answers import (
 )
 from polyroute.gateway.asked import Asked
 from polyroute.gateway.brain import Choice, new_id, usd_of
+from polyroute.gateway.guards import CLEAN
 from polyroute.gateway.reading import ask_and_read, together
 from polyroute.gateway.records import OutcomeRecord
 from polyroute.gateway.relay import KIND_STATUS, RETRYABLE, Exchange, broken, relay
@@ -125,9 +126,9 @@ def explained(error: msgspec.MsgspecError) -> tuple[str, str | None]:
 async def decide(gateway: Gateway, view: View, road: Exchange, tenant: str | None) -> Choice:
     """Where this request goes: the model it names, or what the named policy chooses."""
     brain, requested, headers = gateway.brain, view.model, road.headers
-    session = next((headers[h].decode("latin-1")[:128] for h in SESSION_HEADERS if h in headers), None)
+    session = session_of(headers)
     candidate = brain.by_id.get(requested)
-    verdict = await screen(gateway, view)
+    verdict = await screen(gateway, view) if gateway.guards else CLEAN
     if candidate is not None:
         return brain.named(
             candidate, endpoint=road.endpoint, request_id=road.request_id, session=session, tenant=tenant,
@@ -149,6 +150,14 @@ async def decide(gateway: Gateway, view: View, road: Exchange, tenant: str | Non
     gateway.telemetry.stage("signals", choice.took[0])
     gateway.telemetry.stage("decide", choice.took[1])
     return choice
+
+
+def session_of(headers: dict[bytes, bytes]) -> str | None:
+    """The conversation the client says this request belongs to, cut at 128 characters."""
+    for name in SESSION_HEADERS:
+        if name in headers:
+            return headers[name].decode("latin-1")[:128]
+    return None
 
 
 def trade_off_of(headers: dict[bytes, bytes]) -> float | None:

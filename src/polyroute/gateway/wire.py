@@ -7,6 +7,7 @@ gateway asked for usage on its own account, what that added is taken out again b
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 import msgspec
 
@@ -14,7 +15,7 @@ from polyroute.errors import PolyrouteError
 
 STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 STRUCTURE = re.compile(rb'["{}\[\],]')
-MODEL = re.compile(rb'"model"\s*:\s*("(?:[^"\\]|\\.)*")', re.DOTALL)
+MODEL = re.compile(rb'"model"\s*:\s*("[^"\\]*")')
 NULL_USAGE = re.compile(rb'\s*,\s*"usage"\s*:\s*null|"usage"\s*:\s*null\s*,\s*')
 LONGEST_EVENT = 4 << 20
 EVENT_END = re.compile(rb"\r?\n\r?\n|\r\r")
@@ -106,9 +107,15 @@ def trimmed(body: bytes, start: int, end: int) -> int:
     return end
 
 
+@lru_cache(maxsize=256)
+def quoted(name: str) -> bytes:
+    """A configured name, or one that was asked for, as JSON."""
+    return msgspec.json.encode(name)
+
+
 def replace_model(body: bytes, name: str) -> bytes:
     """The same JSON object with another top-level `model`; every other byte is kept."""
-    value = msgspec.json.encode(name)
+    value = quoted(name)
     if body.count(b'"model"') == 1 and b"\\u00" not in body and (only := MODEL.search(body)) is not None:
         start, end = only.span(1)
     else:
@@ -294,11 +301,22 @@ NOT_UPSTREAM = HOP_BY_HOP | frozenset(
 NOT_DOWNSTREAM = HOP_BY_HOP | frozenset((b"set-cookie", b"date", b"server", b"content-length"))
 
 
-def upstream_headers(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    """The client's headers that a backend may see: no credentials, no cookies, nothing that belongs to the hop."""
+EACH_ITS_OWN = frozenset(b"content-length authorization x-api-key api-key cookie".split())  # none goes upstream
+
+
+def upstream_headers(headers: list[tuple[bytes, bytes]]) -> tuple[tuple[bytes, bytes], ...]:
+    """The client's headers that a backend may see: no credentials, no cookies, nothing that belongs to the hop.
+
+    A client sends nearly the same headers each time, so that what became of them is remembered, here and where the
+    head of the request upstream is made; credentials are taken out before.
+    """
+    return _for_upstream(tuple([pair for pair in headers if pair[0] not in EACH_ITS_OWN]))
+
+
+@lru_cache(maxsize=64)
+def _for_upstream(headers: tuple[tuple[bytes, bytes], ...]) -> tuple[tuple[bytes, bytes], ...]:
     kept = [(k, v) for k, v in headers if k not in NOT_UPSTREAM and not k.startswith(b"x-polyroute-")]
-    kept.append((b"accept-encoding", b"identity"))
-    return kept
+    return (*kept, (b"accept-encoding", b"identity"))
 
 
 def downstream_headers(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import lru_cache
+from typing import TypeAlias
 from urllib.parse import urlsplit
 
 from polyroute.errors import ConfigError, UpstreamError
 from polyroute.gateway.backends.status import BackendStatus
 from polyroute.gateway.transport import Headers, Reply, Timeouts, Transport
 
+Pairs: TypeAlias = tuple[tuple[bytes, bytes], ...]
 CREDENTIALS = frozenset((b"authorization", b"x-api-key", b"api-key", b"cookie"))
 UNREACHABLE = frozenset(("refused", "timeout", "protocol"))
 RECENT_S = 30.0  # a failure older than this says nothing about now
@@ -23,6 +26,12 @@ def join_url(base: str, path: str) -> str:
     """
     own = urlsplit(base).path.strip("/")
     return base.rstrip("/") + (path.removeprefix("/v1") if own else path)
+
+
+@lru_cache(maxsize=64)
+def with_our_key(headers: Pairs, own: Pairs) -> Pairs:
+    """The headers of a request, with the operator's credentials in place of whatever came."""
+    return tuple(pair for pair in headers if pair[0] not in CREDENTIALS) + own
 
 
 class HttpBackend:
@@ -49,13 +58,13 @@ class HttpBackend:
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
             raise ConfigError(f"models.{id}.url", got=url, expected="a URL such as http://127.0.0.1:8000/v1")
         self.id, self.url, self.transport, self.clock = id, url, transport, clock
-        self._own_headers = [(b"authorization", b"Bearer " + api_key.encode())] if api_key else []
+        self._own_headers = ((b"authorization", b"Bearer " + api_key.encode()),) if api_key else ()
         self._urls: dict[str, str] = {}
         self._failure: tuple[float, str] | None = None  # when, what
 
     async def send(self, path: str, headers: Headers, body: bytes, timeouts: Timeouts) -> Reply:
         url = self._urls.get(path) or self._urls.setdefault(path, join_url(self.url, path))
-        ours = [pair for pair in headers if pair[0] not in CREDENTIALS] + self._own_headers
+        ours = with_our_key(tuple(headers), self._own_headers)
         try:
             reply = await self.transport.send("POST", url, ours, body, timeouts)
         except UpstreamError as error:
