@@ -70,7 +70,7 @@ def new_id(prefix: str, pool: list[str] = []) -> str:  # noqa: B006  # the ids d
     if not pool:
         digits = secrets.token_hex(13 * 128)
         pool.extend(digits[i : i + 13] for i in range(0, len(digits), 13))
-    return f"{prefix}_{time.time_ns() >> 20:011x}{pool.pop()}"
+    return f"{prefix}_{hex(time.time_ns() >> 20)[2:]}{pool.pop()}"
 
 
 def usd_of(candidate: Candidate, prompt_tokens: float, completion_tokens: float) -> float:

@@ -116,7 +116,11 @@ def quoted(name: str) -> bytes:
 def replace_model(body: bytes, name: str) -> bytes:
     """The same JSON object with another top-level `model`; every other byte is kept."""
     value = quoted(name)
-    if body.count(b'"model"') == 1 and b"\\u00" not in body and (only := MODEL.search(body)) is not None:
+    if (
+        body.count(b'"model"') == 1
+        and (b"\\" not in body or b"\\u00" not in body)
+        and (only := MODEL.search(body)) is not None
+    ):
         start, end = only.span(1)
     else:
         _, start, end = fields(body)["model"]
