@@ -40,6 +40,12 @@ class Connection(asyncio.Protocol):
     The parser calls back: on_message_begin, on_header, on_headers_complete, on_body, on_message_complete.
     """
 
+    __slots__ = (
+        "_bodiless", "_body_began", "_complete", "_deadline", "_heard_at", "_idle_until", "_keep", "_loop", "_overhead",
+        "_parser", "_pool", "_problem", "_reading_paused", "_reply", "_sent_at", "_timeouts", "_timer", "_timer_at",
+        "_transport", "_until_close", "_uploading", "_uses", "_where", "_writing_paused", "stale",
+    )  # fmt: skip
+
     def __init__(self, pool: Pool, where: str) -> None:
         self.stale = False  # failed because the server had closed it while it lay idle
         self._loop = asyncio.get_running_loop()

@@ -29,6 +29,11 @@ class Front(asyncio.Protocol):
     The parser calls back: on_message_begin, on_url, on_header, on_headers_complete, on_body, on_message_complete.
     """
 
+    __slots__ = (
+        "app", "call", "client", "drained", "headers", "in_head", "last", "loop", "parser", "patience_s", "quiet_since",
+        "read_paused", "reading", "rest", "server", "state", "task", "timer", "transport", "url", "waiting",
+    )  # fmt: skip
+
     def __init__(self, config: Any, server_state: Any, app_state: Any, _loop: Any = None) -> None:
         self.app = config.loaded_app
         self.state = server_state

@@ -103,7 +103,7 @@ UNWRITABLE = (
 LOCKED_S = 0.2  # how long one attempt waits for another writer
 
 
-class Row(NamedTuple):
+class Row(msgspec.Struct, frozen=True, gc=False):
     """A record as it goes into its table. size: bytes it holds in memory, roughly."""
 
     table: str
@@ -209,8 +209,11 @@ def write(connection: sqlite3.Connection, rows: Sequence[Row], sums: Mapping[Tot
     """Add rows and running sums in one transaction: all of it, or nothing and an sqlite3.Error."""
     connection.execute("BEGIN IMMEDIATE")
     try:
+        values: dict[str, list[Any]] = {table: [] for table in INSERT}
+        for row in rows:
+            values[row.table] += row.values
         for table in INSERT:
-            insert(connection, table, [row.values for row in rows if row.table == table])
+            insert(connection, table, values[table])
         connection.executemany(ADD_TOTAL, [(*key, amount) for key, amount in sums.items()])
         connection.execute("COMMIT")
     except BaseException:
@@ -219,13 +222,12 @@ def write(connection: sqlite3.Connection, rows: Sequence[Row], sums: Mapping[Tot
         raise
 
 
-def insert(connection: sqlite3.Connection, table: str, rows: Sequence[tuple[Any, ...]]) -> None:
-    """Add rows to a table, many to a statement."""
-    many = f"{INSERT[table]} {', '.join([TUPLE[table]] * TOGETHER)}"
-    whole = len(rows) - len(rows) % TOGETHER
-    for start in range(0, whole, TOGETHER):
-        connection.execute(many, [value for row in rows[start : start + TOGETHER] for value in row])
-    connection.executemany(f"{INSERT[table]} {TUPLE[table]}", rows[whole:])
+def insert(connection: sqlite3.Connection, table: str, values: Sequence[Any]) -> None:
+    """Add rows to a table, many to a statement. values: those of all rows, one row after the other."""
+    width = len(STORED[table])
+    for start in range(0, len(values), TOGETHER * width):
+        part = values[start : start + TOGETHER * width]
+        connection.execute(f"{INSERT[table]} {', '.join([TUPLE[table]] * (len(part) // width))}", part)
 
 
 def checkpoint(path: Path) -> None:

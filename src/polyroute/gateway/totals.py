@@ -17,52 +17,49 @@ TotalKey: TypeAlias = tuple[str, str]  # (what is summed, for which model, polic
 class Sums(dict[TotalKey, float]):
     """What has been summed so far. A name that was never added to stands for 0."""
 
-    def add(self, name: str, label: str, amount: float = 1.0) -> None:
-        """Add to one sum."""
-        key = (name, label)
-        self[key] = self.get(key, 0.0) + amount
+    def __missing__(self, key: TotalKey) -> float:
+        return 0.0
 
     def merge(self, others: Mapping[TotalKey, float]) -> None:
         """Add every sum of another table."""
         for key, amount in others.items():
-            self[key] = self.get(key, 0.0) + amount
+            self[key] += amount
 
     def add_decision(self, record: DecisionRecord) -> None:
         """Count a decision. Dry runs are counted apart."""
         if record.dry_run:
-            self.add("dry_runs", "")
+            self["dry_runs", ""] += 1.0
         else:
-            self.add("decisions", record.selected)
-            self.add("policies", record.policy)
+            self["decisions", record.selected] += 1.0
+            self["policies", record.policy] += 1.0
 
     def add_outcome(self, record: OutcomeRecord, sign: float = 1.0) -> None:
         """Count what a request used and cost; sign -1 takes back a record that is being replaced."""
-        model = record.selected
-        self.add("requests", model, sign)
-        self.add("states", record.state, sign)
+        model, cost = record.selected, record.cost_usd
+        self["requests", model] += sign
+        self["states", record.state] += sign
         if record.tries:
             for paid in record.tries:
                 self.add_use(paid.model, paid.prompt_tokens, paid.completion_tokens, paid.cost_usd, sign)
         else:
-            self.add_use(model, record.prompt_tokens, record.completion_tokens, record.cost_usd, sign)
-        if (cost := record.cost_usd) is not None and isfinite(cost):
-            dearest = cost if record.dearest_usd is None else record.dearest_usd
-            self.add("dearest_usd", model, sign * dearest)
+            self.add_use(model, record.prompt_tokens, record.completion_tokens, cost, sign)
+        if cost is not None and isfinite(cost):
+            self["dearest_usd", model] += sign * (cost if record.dearest_usd is None else record.dearest_usd)
 
     def add_use(self, model: str, prompt: int | None, completion: int | None, cost: float | None, sign: float) -> None:
         """Count tokens and USD of one answer."""
         if prompt:
-            self.add("prompt_tokens", model, sign * prompt)
+            self["prompt_tokens", model] += sign * prompt
         if completion:
-            self.add("completion_tokens", model, sign * completion)
+            self["completion_tokens", model] += sign * completion
         if cost is not None and isfinite(cost):
-            self.add("spend_usd", model, sign * cost)
+            self["spend_usd", model] += sign * cost
 
     def add_quality(self, model: str, quality: object) -> None:
         """Count one reported quality of an answer by `model`; anything but a finite number is left out."""
         if isinstance(quality, (int, float)) and isfinite(quality):
-            self.add("quality", model, quality)
-            self.add("quality_reports", model)
+            self["quality", model] += quality
+            self["quality_reports", model] += 1.0
 
     def add_record(self, record: DecisionRecord | OutcomeRecord | FeedbackRecord, served_by: str) -> None:
         """Count any record. served_by: the model that feedback is about."""

@@ -1,29 +1,31 @@
-"""Proof of system 3, RMoE: a state that runs over depth ties the routers of all layers together.
+"""Proof of system 3, RMoE, second version: a state over depth adds up what routers see badly.
 
-Data: text of four domains, characters (nn/chars.py), 8 x 32 a step; a causal model of 4 layers, D = 32, 8 experts of
-width 32, 2 a token, state 32, balance 0.01; 150 steps of AdamW at 3e-3; judged on 8,192 held-out characters.
-Arms, on the same batches: a linear router, a two-layer router of about the same size, the recurrent router whose state
-starts from 0 in every layer ("no passing"), and RMoE.
-Claims, over four seeds: (1) routers have learnt to rely on what came before them: handed the state of another token,
-the loss of RMoE rises by more than 0.01 nats; (2) later layers teach earlier ones: at the trained weights the gradient
-for the projections of all layers but the last is longer than with the state's gradient cut between layers (baseline),
-by more than 2 % on the geometric mean; (3) its loss is no more than 0.02 nats above the better of the linear and the
-two-layer router.
+Data: a regression on 16 numbers, eight kinds of tokens with a centre and a linear map each (nn/corpora.Regress, centres
+twice as far apart as the noise of tokens, hidden from the router but for what it reads). Four layers of eight linear
+experts of width 4, 2 a token, balance 0.1, no attention. Every router, in training and when judged, reads the hidden
+state through noise: normal, fresh at each layer, its std twice the root mean square of what is read, so that larger
+weights do not outgrow it (as with routers of low precision or a few channels). Experts read the state itself.
+512 tokens a step, 300 steps of AdamW; 8,192 held-out tokens; five worlds. Arms, on the same batches:
+linear router (rate 4e-2); two-layer router of as many parameters as RMoE, hidden width 32 (4e-2); RMoE, state 16
+(2e-2); "no passing", its state starts from 0 in every layer (2e-2); "detached", no gradient between layers (2e-2).
+Rates were chosen for each arm at seeds 501 to 504 from 3e-3, 1e-2, 2e-2, 4e-2 and, for the plain ones, 8e-2.
+Claims: (1) the error of RMoE is below the better of the linear and the two-layer router in each world, by more than 3 %
+on the geometric mean; (2) the information between the likeliest experts of adjacent layers is more than 1.5 times the
+greater of theirs; (3) handed the states of other tokens it has an error more than 5 % higher; (4) gradients for the
+projections of all layers but the last are longer than with the state's gradient cut between layers, by more than 2 %;
+(5) it has a lower error than the detached one.
 Falsifier: claim 1 without passing the state.
-Dropped in development at seeds 100 to 102: that the information between the choices of adjacent layers is several times
-that of a linear router. It was 0.44 to 0.58 nats against 0.33, but 0.34 to 0.62 without passing the state and 0.40 to
-0.52 for a two-layer router: a narrower or bent score does it, not the state. The table has it. That passing lowers the
-loss is not claimed either (0.017 nats to none).
 
-This proof failed at seed 0 by claim 3: in text of characters parity with the better plain router is not shown, and the
-system stays planned. A world of routers that read through noise was begun and is not finished (docs/log.md).
+What this does not show. Without the noise the linear router is ahead (seed 501: 0.055 against 0.083): the stream itself
+then tells every layer all there is. A still simpler state, the logits of earlier layers added to a linear router's,
+is in the table and does about as well: what pays is that something is passed, not the cell. No gain on text is shown.
+The first version, characters with a parity claim, failed at seed 0 by the spread of its losses (docs/log.md).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from itertools import pairwise
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,148 +34,194 @@ from polyroute.proofs.proof import Effect, Proof, effect_over_seeds
 from polyroute.recipes.rmoe import rmoe
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from polyroute.nn.corpora import Batch
-    from polyroute.nn.transformer import TinyLM
+    from polyroute.nn.moe import MoE
+    from polyroute.nn.routing import TokenContext
+    from polyroute.nn.transformer import TinyNet
 
-DIM, LAYERS, EXPERTS, STATE, LENGTH, SEQUENCES, STEPS = 32, 4, 8, 32, 32, 8, 150
+KINDS, DIM, LAYERS, EXPERTS, WIDTH, STATE, HIDDEN = 8, 16, 4, 8, 4, 16, 32
+NOISE, LENGTH, SEQUENCES, STEPS, WORLDS = 2.0, 4, 128, 300, 5
+PLAIN = ("linear router", "two-layer router")
 
 
-def scrambled_loss(model: TinyLM, batch: Batch, rng: np.random.Generator) -> float:
-    """The loss, in nats, when each layer's router is handed the state of another token of the batch."""
+class LogitsAddedUp:
+    """A modifier: each layer's logits are added to those of the layers before it; a state without a cell."""
+
+    on = "logits"
+
+    def build(self, dim: int, num_experts: int) -> LogitsAddedUp:
+        return self
+
+    def __call__(self, z_TE: Tensor, ctx: TokenContext, r_TR: Tensor) -> Tensor:
+        ctx.carry_TR = z_TE if ctx.carry_TR is None else z_TE + ctx.carry_TR
+        return ctx.carry_TR
+
+
+def arms() -> dict[str, tuple[Callable[[int], MoE], float]]:
+    """The layers of each arm, and its learning rate."""
+    from polyroute.nn.losses import LBL
+    from polyroute.nn.moe import MoE
+    from polyroute.nn.scorers import MLP, Linear
+
+    work: dict[str, Any] = {"act": "identity", "executor": "dense"}
+
+    def plain(scorer: Any, mods: tuple[Any, ...] = ()) -> Callable[[int], MoE]:
+        return lambda layer: MoE(DIM, WIDTH, EXPERTS, scorer=scorer, mods=mods, aux=(LBL(0.1),), **work)
+
+    def recurrent(**options: Any) -> Callable[[int], MoE]:
+        return rmoe(DIM, WIDTH, EXPERTS, state=STATE, balance=0.1, **options, **work)
+
+    return {
+        "linear router": (plain(Linear()), 4e-2),
+        "two-layer router": (plain(MLP(hidden=HIDDEN)), 4e-2),
+        "no passing": (recurrent(carry=False), 2e-2),
+        "detached": (recurrent(detach=True), 2e-2),
+        "RMoE": (recurrent(), 2e-2),
+        "linear router, logits added up": (plain(Linear(), (LogitsAddedUp(),)), 4e-2),
+    }
+
+
+def blur(layer: MoE, std: float) -> None:
+    """Let the router of this layer, not its experts, read through fresh noise of std x the token's root mean square."""
     import torch
 
-    from polyroute.nn.testbed import task_loss
+    read: list[Tensor] = []
 
-    order = torch.from_numpy(rng.permutation(batch.x.numel()))
+    def before(router: Any, arguments: tuple[TokenContext]) -> None:
+        (ctx,) = arguments
+        read.append(ctx.x_TD)
+        size_T1 = ctx.x_TD.detach().square().mean(-1, keepdim=True).sqrt()
+        ctx.x_TD = ctx.x_TD + std * size_T1 * torch.randn_like(ctx.x_TD)
 
-    def swap(part: Any, arguments: tuple[Any, ...]) -> None:
+    def after(router: Any, arguments: tuple[TokenContext], routing: Any) -> None:
+        arguments[0].x_TD = read.pop()
+
+    layer.router.register_forward_pre_hook(before)
+    layer.router.register_forward_hook(after)
+
+
+def swapped_loss(model: TinyNet, batch: Batch, seed: int) -> float:
+    """The error when each layer's router is handed the state of another token of the batch."""
+    import torch
+
+    from polyroute.nn.testbed import seeded, task_loss
+
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(batch.x.shape[0] * batch.x.shape[1]))
+
+    def swap(part: Any, arguments: tuple[TokenContext]) -> None:
         (ctx,) = arguments
         ctx.carry_TR = None if ctx.carry_TR is None else ctx.carry_TR[order]
 
     hooks = [block.ffn.router.inp.register_forward_pre_hook(swap) for block in model.stack.blocks]
-    with torch.no_grad():
+    with torch.no_grad(), seeded(seed):
         loss = float(task_loss(model, batch))
     for hook in hooks:
         hook.remove()
     return loss
 
 
-def gradient_norms(model: TinyLM, batches: Sequence[Batch], *, detach: bool) -> np.ndarray:
-    """Norm of the loss's gradient for each layer's projection into the state [layers], at the same weights."""
-    from polyroute.nn.testbed import task_loss
+def gradient_norms(model: TinyNet, batch: Batch, seed: int, *, detach: bool) -> np.ndarray:
+    """Norm of the error's gradient for each layer's projection into the state [layers], at the same weights."""
+    from polyroute.nn.testbed import seeded, task_loss
 
     inputs = [block.ffn.router.inp for block in model.stack.blocks]
     before = [part.detach for part in inputs]
     for part in inputs:
         part.detach = detach
     model.zero_grad()
-    for batch in batches:
+    with seeded(seed):
         task_loss(model, batch).backward()
     for part, own in zip(inputs, before, strict=True):
         part.detach = own
     return np.array([float(part.project.weight.grad.norm()) for part in inputs])
 
 
-def readouts(model: TinyLM, seed: int, *, recurrent: bool) -> dict[str, float]:
-    """Loss on held-out text, information between adjacent layers; of a state also what it carries."""
+def readouts(model: TinyNet, batch: Batch, seed: int, *, recurrent: bool) -> dict[str, float]:
+    """Error on held-out tokens, what routers of adjacent layers and the last one tell; of a state what it carries."""
     import torch
 
-    from polyroute.nn.chars import Chars
-    from polyroute.nn.corpora import batches
-    from polyroute.nn.metrics import mutual_information
+    from polyroute.nn.metrics import depth_information, mutual_information
     from polyroute.nn.moe import routings
-    from polyroute.nn.testbed import task_loss
+    from polyroute.nn.testbed import seeded, task_loss
 
-    stream = batches(Chars(LENGTH, held_out=True), 64, seed=1_000_000 + seed)
-    held = [next(stream) for _ in range(4)]  # 8,192 tokens
-    losses, tops = [], []
     model.eval()
-    with torch.no_grad():
-        for batch in held:
-            losses.append(float(task_loss(model, batch)))
-            tops.append(torch.stack([routing.top1_T() for routing in routings(model).values()]))
-    depth = [mutual_information(a, b) for a, b in pairwise(torch.cat(tops, dim=1))]
-    found = {"loss": float(np.mean(losses)), "depth nats": float(np.mean(depth))}
+    with torch.no_grad(), seeded(seed):
+        error = float(task_loss(model, batch))
+        made = list(routings(model).values())
+    kind_T = batch.domain_B.repeat_interleave(batch.x.shape[1])
+    found = {
+        "error": error,
+        "depth nats": float(np.mean(depth_information(made))),
+        "kind nats, first": mutual_information(made[0].top1_T(), kind_T),
+        "kind nats, last": mutual_information(made[-1].top1_T(), kind_T),
+    }
     if recurrent:
-        rng = np.random.default_rng(seed)
-        found["loss, states swapped"] = float(np.mean([scrambled_loss(model, batch, rng) for batch in held]))
-        whole, cut = (gradient_norms(model, held[:2], detach=detach) for detach in (False, True))
+        found["error, states swapped"] = swapped_loss(model, batch, seed)
+        whole, cut = (gradient_norms(model, batch, seed, detach=detach) for detach in (False, True))
         found["log gradient ratio"] = float(np.log(whole[:-1] / cut[:-1]).mean())
     return found
 
 
-def arms() -> dict[str, Callable[[], Any]]:
-    """Makers of each arm's layers."""
-    from polyroute.nn.losses import LBL
-    from polyroute.nn.moe import MoE
-    from polyroute.nn.scorers import MLP, Linear
-
-    def plain(scorer: Any) -> Callable[[int], MoE]:
-        return lambda layer: MoE(DIM, DIM, EXPERTS, scorer=scorer, aux=(LBL(0.01),))
-
-    return {
-        "linear router": lambda: plain(Linear()),
-        "MLP router": lambda: plain(MLP(hidden=STATE)),
-        "no passing": lambda: rmoe(DIM, DIM, EXPERTS, state=STATE, carry=False),
-        "RMoE": lambda: rmoe(DIM, DIM, EXPERTS, state=STATE),
-    }
-
-
-def one_seed(seed: int) -> dict[str, dict[str, float]]:
+def one_world(seed: int) -> dict[str, dict[str, float]]:
     """Every arm on the same batches."""
-    from polyroute.nn.chars import Chars
-    from polyroute.nn.corpora import batches
+    from polyroute.nn.corpora import Regress, batches
     from polyroute.nn.testbed import seeded, train
-    from polyroute.nn.transformer import TinyLM
+    from polyroute.nn.transformer import TinyNet
 
-    corpus, found = Chars(LENGTH, seed=seed), {}
-    for name, layers in arms().items():
+    world, found = Regress(KINDS, DIM, spread=2.0, length=LENGTH, seed=seed), {}
+    held = next(batches(world, 2048, seed=1_000_000 + seed))
+    for name, (ffn, rate) in arms().items():
         with seeded(seed):
-            model = TinyLM(corpus.vocab, DIM, LAYERS, 4, layers(), context=LENGTH)
-        train(model, batches(corpus, SEQUENCES, seed=seed), steps=STEPS, seed=seed)
-        found[name] = readouts(model, seed, recurrent=name not in ("linear router", "MLP router"))
+            model = TinyNet(DIM, DIM, DIM, LAYERS, 0, ffn, project=False)
+        for block in model.stack.blocks:
+            blur(block.ffn, NOISE)
+        train(model, batches(world, SEQUENCES, seed=seed), steps=STEPS, lr=rate, seed=seed)
+        found[name] = readouts(model, held, seed, recurrent=name in ("no passing", "detached", "RMoE"))
     return found
 
 
 def prove(seed: int) -> Proof:
-    """Four seeds; four arms in each."""
-    seeds = range(seed, seed + 4)
-    found = [one_seed(s) for s in seeds]
+    """Five worlds; six arms in each."""
+    seeds = range(seed, seed + WORLDS)
+    found = [one_world(s) for s in seeds]
 
     def of(name: str, key: str) -> np.ndarray:
         return np.fromiter((each[name].get(key, math.nan) for each in found), float)
 
-    def swapped(name: str) -> np.ndarray:
-        difference: np.ndarray = of(name, "loss, states swapped") - of(name, "loss")
-        return difference
+    def below(name: str) -> np.ndarray:
+        gain: np.ndarray = np.log(np.min([of(plain, "error") for plain in PLAIN], axis=0) / of(name, "error"))
+        return gain
 
-    simple = np.minimum(of("linear router", "loss"), of("MLP router", "loss"))
+    nats = np.log(of("RMoE", "depth nats") / np.max([of(plain, "depth nats") for plain in PLAIN], axis=0))
+    swapped = np.log(of("RMoE", "error, states swapped") / of("RMoE", "error"))
+    detached = np.log(of("detached", "error") / of("RMoE", "error"))
     effects: list[Effect] = [
-        effect_over_seeds("loss with the states of other tokens over the loss", swapped("RMoE"), "nats", margin=0.01),
-        effect_over_seeds(
-            "gradient of earlier routers, whole over cut between layers", of("RMoE", "log gradient ratio"), "log ratio",
-            margin=0.02,
-        ),
-        effect_over_seeds(
-            "loss below the better of the linear and the two-layer router", simple - of("RMoE", "loss"), "nats",
-            margin=-0.02,
-        ),
+        effect_over_seeds("error, better of linear and two-layer over RMoE", below("RMoE"), "log ratio", margin=0.03),
+        effect_over_seeds("information between adjacent layers over the greater of theirs", nats, "log ratio",
+                          margin=math.log(1.5)),
+        effect_over_seeds("error with the states of other tokens over the error", swapped, "log ratio", margin=0.05),
+        effect_over_seeds("gradient of earlier routers, whole over cut between layers",
+                          of("RMoE", "log gradient ratio"), "log ratio", margin=0.02),
+        effect_over_seeds("error, detached over RMoE", detached, "log ratio"),
     ]  # fmt: skip
-    keys = ("loss", "depth nats", "loss, states swapped", "log gradient ratio")
+    keys = ("error", "depth nats", "kind nats, first", "kind nats, last", "error, states swapped", "log gradient ratio")
     rows: list[dict[str, Any]] = [
         {"arm": name, **{key: float(of(name, key).mean()) for key in keys}} for name in found[0]
     ]
     return Proof(
         id=3,
         name="RMoE",
-        claim="routers rely on the state that earlier routers wrote, and learn through it (characters, 4 layers)",
-        baseline="no state or gradient from other layers; for the loss, the better of a linear and a two-layer router",
+        claim="a state over depth gathers what routers that read through noise see (regression, 4 layers)",
+        baseline="the better of a linear and a two-layer router, each at its own rate; gradients cut between layers",
         effects=effects,
         falsifier=effect_over_seeds(
-            "loss with the states of other tokens over the loss, no passing", swapped("no passing"), "nats", margin=0.01
+            "error, better of linear and two-layer over no passing", below("no passing"), "log ratio", margin=0.03
         ),
         seeds=list(seeds),
         rows=rows,
-        figures={f"{key}, {row['arm']}": row[key] for row in rows for key in ("loss", "depth nats")},
-        notes="The loss is a parity claim. Information between layers is in the table and not claimed.",
+        figures={f"{key}, {row['arm']}": row[key] for row in rows for key in ("error", "depth nats")},
+        notes="Routers read through noise here; without it a linear router is ahead. Logits added up over depth, a "
+        "simpler state, do about as well. No gain on text is shown.",
     )
