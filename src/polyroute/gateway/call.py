@@ -162,7 +162,7 @@ class Call:
         if self.began:
             raise RuntimeError("expected one http.response.start, got two")
         if self.scope["method"] != "HEAD":
-            length = dict(headers).get(b"content-length")
+            length = next((value for name, value in headers if name == b"content-length"), None)
             self.wanted = None if length is None else int(length)
             # A client of HTTP/1.0 reads until the connection ends.
             self.chunked = length is None and status not in BODILESS and self.scope["http_version"] != "1.0"

@@ -192,7 +192,8 @@ async def forward(gateway: Gateway, sent: Headers, send: Send, road: Exchange, v
         last = candidate is allowed[-1]
         backend = gateway.backends[candidate.id]
         road.path_taken = backend.path
-        spliced = replace_model(body, gateway.upstream_names[candidate.id])
+        name = gateway.upstream_names[candidate.id]
+        spliced = body if name == view.model else replace_model(body, name)
         waiting = perf_counter()
         try:
             reply = await backend.send(road.path, headers, spliced, gateway.timeouts)

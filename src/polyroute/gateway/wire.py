@@ -163,7 +163,9 @@ class Usage(msgspec.Struct):
 
     @property
     def cached_tokens(self) -> int | None:
-        count = (self.prompt_tokens_details or {}).get("cached_tokens")
+        if self.prompt_tokens_details is None:
+            return None
+        count = self.prompt_tokens_details.get("cached_tokens")
         return count if isinstance(count, int) else None
 
 
