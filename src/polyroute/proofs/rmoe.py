@@ -1,19 +1,19 @@
 """Proof of system 3, RMoE, second version: a state over depth adds up what routers see badly.
 
 Data: a regression on 16 numbers, eight kinds of tokens with a centre and a linear map each (nn/corpora.Regress, centres
-twice as far apart as the noise of tokens, hidden from the router but for what it reads). Four layers of eight linear
-experts of width 4, 2 a token, balance 0.1, no attention. Every router, in training and when judged, reads the hidden
-state through noise: normal, fresh at each layer, its std twice the root mean square of what is read, so that larger
-weights do not outgrow it (as with routers of low precision or a few channels). Experts read the state itself.
-512 tokens a step, 300 steps of AdamW; 8,192 held-out tokens; five worlds. Arms, on the same batches:
-linear router (rate 4e-2); two-layer router of as many parameters as RMoE, hidden width 32 (4e-2); RMoE, state 16
-(2e-2); "no passing", its state starts from 0 in every layer (2e-2); "detached", no gradient between layers (2e-2).
-Rates were chosen for each arm at seeds 501 to 504 from 3e-3, 1e-2, 2e-2, 4e-2 and, for the plain ones, 8e-2.
-Claims: (1) the error of RMoE is below the better of the linear and the two-layer router in each world, by more than 3 %
-on the geometric mean; (2) the information between the likeliest experts of adjacent layers is more than 1.5 times the
-greater of theirs; (3) handed the states of other tokens it has an error more than 5 % higher; (4) gradients for the
-projections of all layers but the last are longer than with the state's gradient cut between layers, by more than 2 %;
-(5) it has a lower error than the detached one.
+twice as far apart as tokens scatter). Four layers of eight linear experts of width 4, 2 a token, balance 0.1, no
+attention. Every router, in training and when judged, reads the hidden state through noise: normal, fresh at each layer,
+its std twice the root mean square of what is read, so that larger weights do not outgrow it (as in routers of low
+precision). Experts read the state itself. 512 tokens a step, 300 steps of AdamW; 8,192 held-out tokens; five worlds.
+Arms, on the same batches: linear router (rate 4e-2); two-layer router of as many parameters as RMoE, hidden width 32
+(4e-2); RMoE, state 16 (3e-2); "no passing", its state starts from 0 in every layer (3e-2); "detached", no gradient
+between layers (3e-2). Rates were chosen at seeds 501 to 504 from 3e-3, 1e-2, 2e-2, 4e-2 and, for the plain ones, 8e-2,
+for RMoE 3e-2.
+Claims, as means of log ratios over worlds: (1) the error of RMoE is below the better of the linear and the two-layer
+router of each world, by more than 3 %; (2) the information between the likeliest experts of adjacent layers is more
+than twice the greater of theirs; (3) handed the states of other tokens its error is more than 10 % higher; (4)
+gradients for the projections of all layers but the last are longer than with the state's gradient cut between layers,
+by more than 10 %; (5) its error is below that of the detached one by more than 2 %.
 Falsifier: claim 1 without passing the state.
 
 What this does not show. Without the noise the linear router is ahead (seed 501: 0.055 against 0.083): the stream itself
@@ -76,9 +76,9 @@ def arms() -> dict[str, tuple[Callable[[int], MoE], float]]:
     return {
         "linear router": (plain(Linear()), 4e-2),
         "two-layer router": (plain(MLP(hidden=HIDDEN)), 4e-2),
-        "no passing": (recurrent(carry=False), 2e-2),
-        "detached": (recurrent(detach=True), 2e-2),
-        "RMoE": (recurrent(), 2e-2),
+        "no passing": (recurrent(carry=False), 3e-2),
+        "detached": (recurrent(detach=True), 3e-2),
+        "RMoE": (recurrent(), 3e-2),
         "linear router, logits added up": (plain(Linear(), (LogitsAddedUp(),)), 4e-2),
     }
 
@@ -138,8 +138,8 @@ def gradient_norms(model: TinyNet, batch: Batch, seed: int, *, detach: bool) -> 
     return np.array([float(part.project.weight.grad.norm()) for part in inputs])
 
 
-def readouts(model: TinyNet, batch: Batch, seed: int, *, recurrent: bool) -> dict[str, float]:
-    """Error on held-out tokens, what routers of adjacent layers and the last one tell; of a state what it carries."""
+def readouts(model: TinyNet, batch: Batch, seed: int, *, passing: bool) -> dict[str, float]:
+    """Error on held-out tokens, what routers of adjacent layers and the last one tell; of a state what it does."""
     import torch
 
     from polyroute.nn.metrics import depth_information, mutual_information
@@ -157,7 +157,7 @@ def readouts(model: TinyNet, batch: Batch, seed: int, *, recurrent: bool) -> dic
         "kind nats, first": mutual_information(made[0].top1_T(), kind_T),
         "kind nats, last": mutual_information(made[-1].top1_T(), kind_T),
     }
-    if recurrent:
+    if passing:
         found["error, states swapped"] = swapped_loss(model, batch, seed)
         whole, cut = (gradient_norms(model, batch, seed, detach=detach) for detach in (False, True))
         found["log gradient ratio"] = float(np.log(whole[:-1] / cut[:-1]).mean())
@@ -178,7 +178,7 @@ def one_world(seed: int) -> dict[str, dict[str, float]]:
         for block in model.stack.blocks:
             blur(block.ffn, NOISE)
         train(model, batches(world, SEQUENCES, seed=seed), steps=STEPS, lr=rate, seed=seed)
-        found[name] = readouts(model, held, seed, recurrent=name in ("no passing", "detached", "RMoE"))
+        found[name] = readouts(model, held, seed, passing=name == "RMoE")
     return found
 
 
@@ -200,11 +200,11 @@ def prove(seed: int) -> Proof:
     effects: list[Effect] = [
         effect_over_seeds("error, better of linear and two-layer over RMoE", below("RMoE"), "log ratio", margin=0.03),
         effect_over_seeds("information between adjacent layers over the greater of theirs", nats, "log ratio",
-                          margin=math.log(1.5)),
-        effect_over_seeds("error with the states of other tokens over the error", swapped, "log ratio", margin=0.05),
+                          margin=math.log(2)),
+        effect_over_seeds("error with the states of other tokens over the error", swapped, "log ratio", margin=0.1),
         effect_over_seeds("gradient of earlier routers, whole over cut between layers",
-                          of("RMoE", "log gradient ratio"), "log ratio", margin=0.02),
-        effect_over_seeds("error, detached over RMoE", detached, "log ratio"),
+                          of("RMoE", "log gradient ratio"), "log ratio", margin=0.1),
+        effect_over_seeds("error, detached over RMoE", detached, "log ratio", margin=0.02),
     ]  # fmt: skip
     keys = ("error", "depth nats", "kind nats, first", "kind nats, last", "error, states swapped", "log gradient ratio")
     rows: list[dict[str, Any]] = [
