@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -34,7 +36,7 @@ def decide(
     """Choose a candidate for each query.
 
     Constraints rule out first; the router estimates what the rest would yield; the policy weighs and chooses.
-    rng: the policy's randomness; None: a fresh one that no seed repeats.
+    rng: the policy's randomness; None: this process's own, which no seed repeats.
     Raises: NoCandidateError naming the constraint that ruled out each candidate.
     """
     return weigh(queries, pool, router, policy, objective, constraints, rng).decisions
@@ -60,11 +62,20 @@ def weigh(
     utility = objective.utility(estimates)
     if len(queries) == 0:
         return Weighing([], estimates, utility, refused)
-    chosen = policy.decide(estimates, objective, allowed, np.random.default_rng() if rng is None else rng)
+    chosen = policy.decide(estimates, objective, allowed, own_rng(os.getpid()) if rng is None else rng)
     odds = [None] * len(queries) if chosen.propensity is None else chosen.propensity.tolist()
     rows = zip(queries, chosen.index.tolist(), odds, utility.tolist(), allowed.tolist(), strict=True)
     decisions = [decided(query, pool, policy, *row) for query, *row in rows]
     return Weighing(decisions, estimates, utility, refused)
+
+
+@lru_cache(maxsize=1)
+def own_rng(process: int) -> Rng:
+    """Randomness for callers who bring none, kept: to make a generator takes as long as to decide.
+
+    process: a forked process has its own.
+    """
+    return np.random.default_rng()
 
 
 def permit(
