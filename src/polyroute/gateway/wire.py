@@ -216,6 +216,8 @@ class Stream:
 
     def feed(self, chunk: bytes) -> bytes:
         """The complete events up to here, to be forwarded at once; empty while an event is incomplete."""
+        if not self.carry and chunk.endswith(b"\n\n") and chunk.find(b"\n\n") == len(chunk) - 2 and b"\r" not in chunk:
+            return self.event(chunk)  # one event, as most servers write them
         text = self.carry + chunk if self.carry else chunk
         last = 0
         out = []
@@ -240,7 +242,7 @@ class Stream:
             return self.accounted(event)
         if b"[DONE]" in event and event.lstrip().startswith((b"data: [DONE]", b"data:[DONE]")):
             self.done = True
-        elif not self.finished and b'"finish_reason"' in event and finish_given(event):
+        elif not self.finished and finish_given(event):
             self.finished = True
         return event
 
@@ -287,13 +289,19 @@ def event_ends(text: bytes) -> list[int]:
     return ends
 
 
-FINISH = re.compile(rb'"finish_reason"\s*:\s*"')
+FINISH = b'"finish_reason"'
+A_STRING = re.compile(rb'\s*:\s*"')
 
 
 def finish_given(event: bytes) -> bool:
     """Some choice of this event says why it ended."""
-    named = event.count(b'"finish_reason"')
-    return named != event.count(b'"finish_reason":null') and FINISH.search(event) is not None
+    at = event.find(FINISH)
+    while at >= 0:
+        at += len(FINISH)
+        if not event.startswith(b":null", at) and A_STRING.match(event, at) is not None:
+            return True
+        at = event.find(FINISH, at)
+    return False
 
 
 HOP_BY_HOP = frozenset(
