@@ -13,7 +13,21 @@ from polyroute.nn.manifold import route_layers
 from polyroute.nn.moe import MoE
 from polyroute.nn.testbed import seeded, task_loss
 from polyroute.nn.transformer import TinyLM
-from polyroute.proofs.roma import LAYERS, VALUES, WORDS, Prompts, damaged, informative, texts
+from polyroute.proofs import roma as proof
+from polyroute.proofs.roma import (
+    LAYERS,
+    VALUES,
+    WORDS,
+    Prompts,
+    damaged,
+    informative,
+    repaired,
+    right,
+    streams,
+    tail,
+    texts,
+    whole_model,
+)
 from polyroute.recipes.roma import roma
 
 pytestmark = pytest.mark.torch
@@ -55,6 +69,52 @@ def test_damage_mixes_noise_into_the_last_router_alone_at_its_old_size():
     assert moved == {"stack.blocks.1.ffn.router.scorer.weight"}
     before, after = (route_layers(m, LAYERS)[0].router.scorer.weight.detach().std() for m in (model, worse))
     assert float(after / before) == pytest.approx(1, abs=0.25)
+
+
+def small_lm(world: Prompts) -> TinyLM:
+    with seeded(0):
+        return TinyLM(world.vocab, proof.DIM, 2, 2, lambda layer: MoE(proof.DIM, 4, 16), context=4)
+
+
+def test_the_tail_of_a_model_answers_as_the_model_does_and_shares_nothing_with_it():
+    world = Prompts(3)
+    model, data = small_lm(world), world.batch(np.random.default_rng(0), 40)
+    net, given = tail(model), streams(model, data)
+    assert given.x.shape == (40, 1, proof.DIM)
+    assert torch.equal(given.y[:, 0], data.y[:, -1])
+    before = model(data.x)[:, -1].detach()
+    torch.testing.assert_close(net(given.x)[:, 0].detach(), before)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.zero_()
+    assert torch.equal(model(data.x)[:, -1].detach(), before)
+
+
+def test_a_repair_moves_the_router_alone_and_is_the_best_on_the_kept_prompts(monkeypatch):
+    monkeypatch.setattr(proof, "EPOCHS", 2)
+    world, rng = Prompts(3), np.random.default_rng(0)
+    model, labelled = small_lm(world), world.batch(rng, 120)
+    labelled.y[:, -1] = model(labelled.x)[:, -1].argmax(-1)  # what the whole model says is right
+    data = streams(model, labelled)
+    start, near, scores = damaged(tail(model), data, 0), texts(world.word_vectors(rng), labelled), []
+    monkeypatch.setattr(proof, "right", lambda m, d: scores.append(right(m, d)) or scores[-1])
+    found = repaired(start, data, data, near, 0, lam=1.0)
+    assert len(scores) == 1 + 2 * len(proof.RATES)
+    assert right(found, data) == max(scores) > scores[0]
+    moved = {name for name, p in found.named_parameters() if not torch.equal(p, start.get_parameter(name))}
+    assert moved == {"stack.blocks.0.ffn.router.scorer.weight"}
+
+
+def test_a_model_learns_on_until_it_is_whole_or_the_bound(monkeypatch):
+    steps = []
+    monkeypatch.setattr("polyroute.nn.testbed.train", lambda *_, **options: steps.append(options["steps"]))
+    rightly = iter([50.0, 99.0, 99.9])
+    monkeypatch.setattr(proof, "right", lambda *_: next(rightly))
+    whole_model(Prompts(3), 3)
+    assert steps == [proof.STEPS, proof.MORE, proof.MORE]
+    monkeypatch.setattr(proof, "right", lambda *_: 50.0)
+    whole_model(Prompts(3), 3)
+    assert steps[3:] == [proof.STEPS] + proof.ROUNDS * [proof.MORE]
 
 
 def test_information_is_paid_for_when_each_task_has_its_expert():
