@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from polyroute.constraints import healthy, offers_needs, only
-from polyroute.decide import decide, weigh
+from polyroute.decide import decide, own_rng, weigh
 from polyroute.errors import EstimateError, NoCandidateError, SelectionError, ShapeError
 from polyroute.policies.explore import UCB, Epsilon, Thompson
 from polyroute.policies.greedy import Greedy
@@ -173,3 +173,12 @@ def test_duplicate_ids_in_a_pool_still_leave_nobody():
     twice = [Candidate("small"), Candidate("small")]
     with pytest.raises(NoCandidateError, match="small by healthy"):
         decide([Query("easy")], twice, ROUTER, Greedy(), GOAL, [healthy({"small"})])
+
+
+def test_who_brings_no_randomness_gets_the_process_own_and_a_fork_another():
+    mine = own_rng(1)
+    assert own_rng(1) is mine
+    assert own_rng(2).random(4).tolist() != mine.random(4).tolist()
+    log = decide(QUERIES * 50, POOL, ROUTER, Epsilon(0.9), GOAL)
+    again = decide(QUERIES * 50, POOL, ROUTER, Epsilon(0.9), GOAL)
+    assert [d.candidate_ids for d in log] != [d.candidate_ids for d in again]
