@@ -9,20 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polyroute.gateway.wire import (
-    EVENT_END,
-    Stream,
-    ask_for_usage,
-    downstream_headers,
-    drop_field,
-    event_ends,
-    fields,
-    finish_given,
-    one_line,
-    read_view,
-    replace_model,
-    upstream_headers,
-)
+from polyroute.gateway.events import EVENT_END, Stream, event_ends, finish_given
+from polyroute.gateway.headers import downstream_headers, one_line, upstream_headers
+from polyroute.gateway.wire import ask_for_usage, drop_field, fields, read_view, replace_model
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(10**9), 10**9) | st.text(max_size=20),

@@ -13,18 +13,11 @@ import msgspec
 from polyroute.errors import UpstreamError
 from polyroute.gateway.answers import Headers, Send, error_body, error_event, send_bytes
 from polyroute.gateway.brain import Choice
+from polyroute.gateway.events import Stream
+from polyroute.gateway.headers import downstream_headers, one_line
 from polyroute.gateway.records import Try
 from polyroute.gateway.transport import Reply
-from polyroute.gateway.wire import (
-    Stream,
-    Usage,
-    downstream_headers,
-    given,
-    one_line,
-    read_seen,
-    read_usage,
-    replace_model,
-)
+from polyroute.gateway.wire import Usage, given, read_seen, read_usage, replace_model
 
 if TYPE_CHECKING:
     from polyroute.gateway.app import Gateway

@@ -22,20 +22,12 @@ from polyroute.gateway.answers import (
 from polyroute.gateway.asked import Asked
 from polyroute.gateway.brain import Choice, new_id, usd_of
 from polyroute.gateway.guards import CLEAN
+from polyroute.gateway.headers import one_line, upstream_headers
 from polyroute.gateway.reading import ask_and_read, together
 from polyroute.gateway.records import OutcomeRecord
 from polyroute.gateway.relay import KIND_STATUS, RETRYABLE, Exchange, broken, relay
 from polyroute.gateway.screening import screen
-from polyroute.gateway.wire import (
-    BadRequestError,
-    View,
-    ask_for_usage,
-    given,
-    one_line,
-    read_view,
-    replace_model,
-    upstream_headers,
-)
+from polyroute.gateway.wire import BadRequestError, View, ask_for_usage, given, read_view, replace_model
 
 if TYPE_CHECKING:
     from polyroute.gateway.app import Gateway
