@@ -12,6 +12,7 @@ from polyroute.nn.metrics import max_vio
 from polyroute.nn.moe import aux_losses, layers
 from polyroute.nn.testbed import seeded, train
 from polyroute.nn.transformer import TinyNet
+from polyroute.proofs.selective_sinkhorn import ARMS, EXPERTS, SHARE, Broken, built, optimizer
 from polyroute.recipes.moe_baselines import softmax_top_k
 from polyroute.recipes.selective_sinkhorn import selective_sinkhorn
 
@@ -75,3 +76,34 @@ def test_layers_draw_for_themselves_and_recomputation_draws_the_same():
     drawn = [[norm.draws(step, depth) for step in range(8)] for depth, norm in enumerate(norms)]
     assert any(drawn[0])
     assert drawn[0] != drawn[1]
+
+
+def test_the_proofs_arms_begin_alike_and_differ_in_training_alone():
+    x_TD = torch.randn(40, 16, generator=torch.Generator().manual_seed(0))
+    outputs = [built(kind, 3).eval()(x_TD) for kind in ARMS]
+    assert all(torch.equal(outputs[0], y) for y in outputs[1:])
+    drawn = next(step for step in range(2000) if built("transport", 3).router.norm.draws(step, 0))
+    assert drawn < 10 / SHARE
+    made = {}
+    for kind in ARMS:
+        layer = built(kind, 3)
+        layer.step = drawn
+        layer(x_TD)
+        made[kind] = layer.routing.probs_TE.detach()
+    assert torch.equal(made["nothing"], made["balance"])
+    plan, dealt, rows = made["transport"], made["dealt"], made["rows"]
+    torch.testing.assert_close(dealt.sum(0), plan.sum(0))
+    assert not torch.equal(dealt, plan)
+    assert (plan.sum(0) - 5).abs().max() < 0.05 < (rows.sum(0) - 5).abs().max()
+    assert Broken(3, "rows").build(16, EXPERTS)(x_TD[:, :EXPERTS], layer._context(x_TD, None)).shape == (40, EXPERTS)
+
+
+def test_the_proofs_optimizer_moves_router_and_experts_at_their_own_rates():
+    layer = built("nothing", 3)
+    before = {name: p.detach().clone() for name, p in layer.named_parameters()}
+    made = optimizer(layer, 8e-2)
+    layer(torch.randn(40, 16, generator=torch.Generator().manual_seed(0))).square().mean().backward()
+    made.step()
+    moved = {name: float((p.detach() - before[name]).abs().max()) for name, p in layer.named_parameters()}
+    assert moved["router.scorer.weight"] == pytest.approx(8e-2, rel=0.02)
+    assert moved["pool.w1_EGD"] == pytest.approx(4e-3, rel=0.02)
