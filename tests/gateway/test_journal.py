@@ -16,7 +16,7 @@ from journal_records import decision, feedback, name, outcome
 
 from polyroute.errors import ConfigError
 from polyroute.gateway import journal_file
-from polyroute.gateway.journal import SLICE, Journal
+from polyroute.gateway.journal import Journal
 from polyroute.gateway.journal_care import contents
 
 
@@ -480,19 +480,6 @@ def test_a_batch_written_twice_is_one_batch(path: Path) -> None:
     assert rows(path, "SELECT count(*) FROM decisions") == [(1,)]
     assert rows(path, "SELECT count(*) FROM outcomes") == [(1,)]
     assert rows(path, "SELECT count(*) FROM feedback") == [(2,)]
-
-
-def test_the_writer_rests_between_slices_and_nothing_is_left_out(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rests: list[int] = []
-    monkeypatch.setattr(Journal, "_rest", lambda self: rests.append(self.status().queued))
-    journal = Journal(path)
-    for i in range(3 * SLICE):
-        journal.decision(decision(i))
-    until(lambda: journal.status().written == 3 * SLICE)
-    assert len(rests) >= 3  # six, three of looking at records and three of inserting them, if they are taken in one go
-    assert journal.totals()["decisions"] == len(journal.recent(1000)) == 3 * SLICE
-    journal.close()
-    assert rows(path, "SELECT count(*) FROM decisions") == [(3 * SLICE,)]
 
 
 def test_an_idle_journal_does_not_wake_up(journal: Journal) -> None:

@@ -16,7 +16,7 @@ import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,8 +31,7 @@ from polyroute.gateway.totals import Sums
 log = logging.getLogger("polyroute.journal")
 
 BATCH = 500  # records; a fuller queue is written without waiting for `flush_s`
-SLICE = 50  # records dealt with before the thread rests: on one core nothing is served meanwhile
-REST_S = 0.0002
+REST_S = 0.0002  # between encoding and writing: on one core nothing is served meanwhile, and a pause in two is shorter
 RETRY_S, RETRY_MOST_S = 0.05, 2.0  # wait after a failed attempt, doubled each time
 CHECKPOINT_BYTES = 2 << 20  # of records, before the write-ahead log is copied into the database
 RELOADED = 200  # decisions of earlier runs that `recent` starts with
@@ -192,13 +191,10 @@ class Journal:
 
     # ---- the writer's thread
 
-    def _fresh(self, most: int | None) -> tuple[Sequence[Record], Sums]:
-        """The records since the last look, the oldest `most` or all, and the sums of those dropped unseen."""
+    def _fresh(self) -> tuple[Iterable[Record], Sums]:
+        """The records that came since the last look, and the sums of those dropped unseen."""
         with self._lock:
-            if most is None or len(self._queue) <= most:
-                fresh, self._queue = self._queue, deque()
-            else:
-                fresh = deque([self._queue.popleft() for _ in range(most)])
+            fresh, self._queue = self._queue, deque()
             self._seen.extend(fresh)
             overflow, self._overflow = self._overflow, Sums()
         return fresh, overflow
@@ -212,6 +208,8 @@ class Journal:
             closing = self._closing
             self._next = time.monotonic() + self.flush_s
             self._encode()
+            if not closing:
+                time.sleep(REST_S)
             if closing or time.monotonic() >= self._retry_at:
                 self._attempt(self._flush)
             done = closing and (not (self._held or self._trouble) or time.monotonic() >= self._deadline)
@@ -233,13 +231,8 @@ class Journal:
             time.sleep(RETRY_S)
 
     def _encode(self) -> None:
-        """Turn what has been taken into rows, here, where nobody waits for it, some at a time."""
-        while self._memory.look(SLICE) == SLICE:
-            self._encode_seen()
-            self._rest()
-        self._encode_seen()
-
-    def _encode_seen(self) -> None:
+        """Turn what has been taken into rows, here, where nobody waits for it."""
+        self._memory.look()
         with self._lock:
             seen, self._seen = self._seen, deque()
         rows = []
@@ -255,11 +248,6 @@ class Journal:
             self._pending_bytes += sum(row.size for row in rows)
             while self._pending and self._pending_bytes > self._capacity_bytes:
                 self._drop_oldest()
-
-    def _rest(self) -> None:
-        """Let the thread that serves have the core; a sleep of no length would not."""
-        if not self._closing:
-            time.sleep(REST_S)
 
     def _attempt(self, step: Callable[[], None]) -> None:
         """Open or flush; a failure is kept for `status` and sets the time of the next attempt."""
@@ -335,7 +323,7 @@ class Journal:
         """Number of rows written. Rows that SQLite cannot hold are left out, and the others are written."""
         assert self._connection is not None
         try:
-            journal_file.write(self._connection, batch, unsaved, self._rest)
+            journal_file.write(self._connection, batch, unsaved)
         except journal_file.UNWRITABLE as error:
             log.warning("dropped records that cannot be written (%s): %s", type(error).__name__, error)
             batch = journal_file.writable(self._connection, batch)

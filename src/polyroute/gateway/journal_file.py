@@ -31,7 +31,7 @@ import contextlib
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -91,7 +91,7 @@ INSERT = {
     for table, names in STORED.items()
 }
 TUPLE = {table: f"({', '.join('?' * len(names))})" for table, names in STORED.items()}
-TOGETHER = 50  # rows one statement inserts: each statement hands the interpreter's lock back and forth once
+TOGETHER = 100  # rows one statement inserts: each statement hands the interpreter's lock back and forth once
 ADD_TOTAL = """INSERT INTO totals VALUES (?, ?, ?)
     ON CONFLICT (name, label) DO UPDATE SET value = value + excluded.value"""
 
@@ -205,23 +205,15 @@ def identify(connection: sqlite3.Connection, path: Path) -> int:
     return int(version)
 
 
-def write(
-    connection: sqlite3.Connection,
-    rows: Sequence[Row],
-    sums: Mapping[TotalKey, float],
-    rest: Callable[[], None] | None = None,
-) -> None:
-    """Add rows and running sums in one transaction: all of it, or nothing and an sqlite3.Error.
-
-    rest: called between statements.
-    """
+def write(connection: sqlite3.Connection, rows: Sequence[Row], sums: Mapping[TotalKey, float]) -> None:
+    """Add rows and running sums in one transaction: all of it, or nothing and an sqlite3.Error."""
     connection.execute("BEGIN IMMEDIATE")
     try:
         values: dict[str, list[Any]] = {table: [] for table in INSERT}
         for row in rows:
             values[row.table] += row.values
         for table in INSERT:
-            insert(connection, table, values[table], rest)
+            insert(connection, table, values[table])
         connection.executemany(ADD_TOTAL, [(*key, amount) for key, amount in sums.items()])
         connection.execute("COMMIT")
     except BaseException:
@@ -230,16 +222,12 @@ def write(
         raise
 
 
-def insert(
-    connection: sqlite3.Connection, table: str, values: Sequence[Any], rest: Callable[[], None] | None = None
-) -> None:
+def insert(connection: sqlite3.Connection, table: str, values: Sequence[Any]) -> None:
     """Add rows to a table, many to a statement. values: those of all rows, one row after the other."""
     width = len(STORED[table])
     for start in range(0, len(values), TOGETHER * width):
         part = values[start : start + TOGETHER * width]
         connection.execute(f"{INSERT[table]} {', '.join([TUPLE[table]] * (len(part) // width))}", part)
-        if rest is not None:
-            rest()
 
 
 def checkpoint(path: Path) -> None:

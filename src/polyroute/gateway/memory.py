@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from typing import Any, TypeAlias
 
@@ -56,11 +56,10 @@ def entry_of(found: Found) -> Entry:
 class Memory:
     """The last `capacity` decisions, and sums over all of them since the file began. Any thread may call.
 
-    fresh: gives the records that came since it was last called, the oldest so many of them or all (None); read before
-    every look, so nothing is ever missing.
+    fresh: gives the records that came since it was last called; read before every look, so nothing is ever missing.
     """
 
-    def __init__(self, capacity: int, fresh: Callable[[int | None], tuple[Sequence[Record], Sums]]):
+    def __init__(self, capacity: int, fresh: Callable[[], tuple[Iterable[Record], Sums]]):
         self.capacity, self._fresh = capacity, fresh
         self._lock = threading.Lock()
         self._recent: OrderedDict[str, Entry] = OrderedDict()
@@ -68,10 +67,10 @@ class Memory:
         self._sums = Sums()  # of the file when it was opened, and of this process since
         self._unsaved = Sums()  # the part of _sums that the file does not have yet
 
-    def look(self, most: int) -> int:
-        """Take in what came since the last look, `most` records of it; how many there were."""
+    def look(self) -> None:
+        """Take in what came since the last look."""
         with self._lock:
-            return self._look(most)
+            self._look()
 
     def get(self, decision_id: str) -> Entry | None:
         """A recent decision."""
@@ -120,14 +119,13 @@ class Memory:
         with self._lock:
             self._unsaved = Sums(self._sums)
 
-    def _look(self, most: int | None = None) -> int:
-        fresh, news = self._fresh(most)
+    def _look(self) -> None:
+        fresh, news = self._fresh()
         for record in fresh:
             news.add_record(record, self._take_in(record, news))
         if news:
             self._sums.merge(news)
             self._unsaved.merge(news)
-        return len(fresh)
 
     def _take_in(self, record: Record, news: Sums) -> str:
         """Remember a record. Returns the model that a report of quality is about; empty where it is not known."""
