@@ -18,7 +18,6 @@ from polyroute.errors import NoCandidateError, UnknownNameError
 from polyroute.gateway.answers import ClientGoneError, Headers, Receive, Scope, Send, read_body, send_bytes, send_json
 from polyroute.gateway.asked import Asked
 from polyroute.gateway.brain import ServedPolicy, new_id, reference_cost
-from polyroute.gateway.guards import CLEAN
 from polyroute.gateway.records import FeedbackRecord
 from polyroute.gateway.road import explained, trade_off_of
 from polyroute.gateway.screening import screen
@@ -94,7 +93,7 @@ async def route(gateway: Gateway, scope: Scope, receive: Receive, send: Send) ->
         unknown = UnknownNameError("virtual model", name, gateway.brain.policies)
         raise BadRequestError(str(unknown), "model", status=404, code="model_not_found")
     begin = perf_counter()
-    verdict = await screen(gateway, view) if gateway.guards else CLEAN
+    verdict = await screen(gateway, view)
     asked = Asked(
         view, policy, view.model, "route", new_id("req"), trade_off_of(headers), None, tenant, verdict, dry_run=True,
         readable=not (given(view.prompt) or view.stream or given(view.tools)),

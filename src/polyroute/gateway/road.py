@@ -21,7 +21,6 @@ from polyroute.gateway.answers import (
 )
 from polyroute.gateway.asked import Asked
 from polyroute.gateway.brain import Choice, new_id, usd_of
-from polyroute.gateway.guards import CLEAN
 from polyroute.gateway.headers import one_line, upstream_headers
 from polyroute.gateway.reading import ask_and_read, together
 from polyroute.gateway.records import OutcomeRecord
@@ -120,7 +119,7 @@ async def decide(gateway: Gateway, view: View, road: Exchange, tenant: str | Non
     brain, requested, headers = gateway.brain, view.model, road.headers
     session = session_of(headers)
     candidate = brain.by_id.get(requested)
-    verdict = await screen(gateway, view) if gateway.guards else CLEAN
+    verdict = await screen(gateway, view)
     if candidate is not None:
         return brain.named(
             candidate, endpoint=road.endpoint, request_id=road.request_id, session=session, tenant=tenant,

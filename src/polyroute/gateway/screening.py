@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from polyroute.gateway.guards import Verdict, guarded_text
+from polyroute.gateway.guards import CLEAN, Verdict, guarded_text
 from polyroute.gateway.wire import BadRequestError, View, given
 from polyroute.signals.needs import needs_of
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 async def screen(gateway: Gateway, view: View) -> Verdict:
     """What the guards say of a request. Raises: BadRequestError (400, code guard_NAME) where one refuses it."""
     guards = gateway.guards
+    if not guards:
+        return CLEAN
     begin = perf_counter()
     messages: Any = msgspec.json.decode(view.messages) if given(view.messages) else None
     text = "\n".join(part for part in (guarded_text(messages), texts_of(view.prompt), texts_of(view.input)) if part)
