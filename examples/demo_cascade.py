@@ -25,7 +25,7 @@ from demo_replay import ANSWERS, DATA, MODEL, PRICES, spend
 from polyroute.artefact import load
 from polyroute.flows.cascade import run
 from polyroute.flows.judging import Bench
-from polyroute.gateway.brain import objective_for
+from polyroute.gateway.choice import objective_for
 from polyroute.signals import featuriser
 from polyroute.signals.tokens import count_tokens
 from polyroute.types import Candidate, Outcome, Profile, Query

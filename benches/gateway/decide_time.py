@@ -36,8 +36,8 @@ def decide_on_twelve() -> dict[str, object]:
     """The shipped router as the gateway serves it, over a pool of made-up models."""
     from polyroute.constraints import fits_context, offers_needs
     from polyroute.decide import decide
-    from polyroute.gateway.brain import objective_for
     from polyroute.gateway.build import load_router, serving_router
+    from polyroute.gateway.choice import objective_for
     from polyroute.policies.greedy import Greedy
     from polyroute.signals import featuriser
     from polyroute.types import Candidate, Profile, Query

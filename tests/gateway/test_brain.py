@@ -11,8 +11,9 @@ import pytest
 
 from polyroute.errors import NoCandidateError
 from polyroute.gateway.asked import Asked, Signals
-from polyroute.gateway.brain import Brain, Choice
+from polyroute.gateway.brain import Brain
 from polyroute.gateway.build import build_brain
+from polyroute.gateway.choice import Choice
 from polyroute.gateway.config import load_config
 from polyroute.gateway.wire import BadRequestError, read_view
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from polyroute.data.catalogue import catalogue
-from polyroute.gateway.brain import objective_for
+from polyroute.gateway.choice import objective_for
 from polyroute.proofs import reasoning
 from polyroute.proofs.reasoning import (
     best_fixed,

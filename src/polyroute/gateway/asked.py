@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
@@ -16,7 +17,7 @@ from polyroute.signals.tokens import count_tokens
 from polyroute.types import Array, Estimate, Estimates, Query
 
 if TYPE_CHECKING:
-    from polyroute.gateway.brain import ServedPolicy
+    from polyroute.gateway.choice import ServedPolicy
 
 
 class Asked(NamedTuple):
@@ -86,3 +87,20 @@ def of_row(estimates: Estimates, i: int) -> Estimates:
     """What is estimated of the i-th query alone, [1, m] each."""
     at = slice(i, i + 1)
     return {name: Estimate(e.mean[at], None if e.std is None else e.std[at]) for name, e in estimates.items()}
+
+
+def of_rows(rows: Sequence[Estimates | None]) -> Estimates | None:
+    """What is estimated of queries, [n, m] each, from what is estimated of each alone; None where one has nothing."""
+    first = rows[0]
+    if len(rows) == 1 or first is None:
+        return first
+    known = [row for row in rows if row is not None]
+    if len(known) < len(rows):
+        return None
+    return {
+        name: Estimate(
+            np.concatenate([row[name].mean for row in known]),
+            None if one.std is None else np.concatenate([row[name].std for row in known]),
+        )
+        for name, one in first.items()
+    }

@@ -3,91 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 import numpy as np
 
 from polyroute.constraints import fits_context, healthy, offers_needs
-from polyroute.decide import Weighing, weigh
+from polyroute.decide import weigh
 from polyroute.errors import NoCandidateError
-from polyroute.flows.cascade import Judge
-from polyroute.flows.judging import Bench
-from polyroute.gateway.asked import Asked, Signals, half, of_row, read_signals, with_embedding
-from polyroute.gateway.conversations import NONE, Conversations, Thread
+from polyroute.gateway.asked import Asked, Signals, half, of_row, of_rows, read_signals, with_embedding
+from polyroute.gateway.choice import Choice, ServedPolicy, in_order, judge_of, new_id, objective_for, weighed
+from polyroute.gateway.conversations import Conversations
 from polyroute.gateway.guards import CLEAN, Verdict
-from polyroute.gateway.records import DecisionRecord, Weighed
+from polyroute.gateway.records import DecisionRecord
 from polyroute.gateway.rounds import Rounds
 from polyroute.gateway.wire import BadRequestError
-from polyroute.policies.session import StickyConfig
-from polyroute.protocols import Constraint, Featuriser, Policy, Router
-from polyroute.routers.cascade import Cascade
+from polyroute.policies.session import Session
+from polyroute.protocols import Constraint, Featuriser, Router
 from polyroute.signals import is_quick
-from polyroute.types import Array, Candidate, Decision, Estimates, Objective, Query, Rng
+from polyroute.types import Array, Candidate, Query, Rng
 
 BEHIND = ("held back", "explores behind")  # how a reason begins where another candidate has the higher utility
-REFERENCE_PROMPT, REFERENCE_COMPLETION = 600, 200  # tokens of the request that turns a trade-off into USD
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ServedPolicy:
-    """A virtual model: how to weigh, how to choose, among which candidates."""
-
-    name: str
-    policy: Policy
-    objective: Objective
-    pool: Sequence[Candidate]
-    constraints: Sequence[Constraint] = ()
-    trade_off: float | None = None
-    sticky: StickyConfig | None = None  # what it costs to move a conversation; None: nothing
-    settle: Callable[[float], None] | None = None  # told the USD of each finished request; budgets pace themselves
-    cascade: Cascade | None = None  # reads an answer before another is paid for; None: nobody does
-
-
-class Choice(NamedTuple):
-    """A decision on its way: the candidates to try in order, and what is written down."""
-
-    ranked: list[Candidate]
-    record: DecisionRecord
-    policy: ServedPolicy | None  # None: the client named a concrete model
-    thread: Thread = NONE
-    query: Query | None = None
-    judge: Judge | None = None  # reads the answers as they come; None: the first answer is taken
-    took: tuple[float, float] = (0.0, 0.0)  # seconds of reading the request and of deciding it
-
-
-def new_id(prefix: str, pool: list[str] = []) -> str:  # noqa: B006  # the ids drawn ahead are shared on purpose
-    """A fresh unguessable id: prefix and 24 hex digits, 11 of the time in 2**20 ns and 13 random ones.
-
-    Ids that grow with time are added at the end of the journal's index, not all over it. Random bytes are fetched for
-    256 ids at a time.
-    """
-    if not pool:
-        digits = secrets.token_hex(13 * 128)
-        pool.extend(digits[i : i + 13] for i in range(0, len(digits), 13))
-    return f"{prefix}_{hex(time.time_ns() >> 20)[2:]}{pool.pop()}"
-
-
-def usd_of(candidate: Candidate, prompt_tokens: float, completion_tokens: float) -> float:
-    """The price of that many tokens at this candidate, USD."""
-    profile = candidate.profile
-    return (prompt_tokens * profile.price_in + completion_tokens * profile.price_out) / 1e6
-
-
-def reference_cost(pool: Sequence[Candidate]) -> float:
-    """USD of the reference request at the dearest candidate: what a trade-off of 1 sets equal to all of quality."""
-    return max((usd_of(c, REFERENCE_PROMPT, REFERENCE_COMPLETION) for c in pool), default=0.0)
-
-
-def objective_for(trade_off: float, pool: Sequence[Candidate]) -> Objective:
-    """Quality less trade_off for each reference cost spent."""
-    dearest = reference_cost(pool)
-    return Objective({"quality": 1.0, "cost": -trade_off / dearest if dearest > 0 else 0.0})
 
 
 @dataclass(kw_only=True)
@@ -141,7 +81,9 @@ class Brain:
         embedding = await pending if isinstance(pending, Awaitable) else pending
         middle = perf_counter()
         signals = found._replace(query=with_embedding(found.query, embedding), stored=half(embedding).tobytes())
-        choice = self.choose(asked, signals)
+        choice = self.choose([asked], [signals])[0]
+        if isinstance(choice, NoCandidateError):
+            raise choice
         return choice._replace(took=(middle - begin, perf_counter() - middle))
 
     def decide_all(self, asked: Sequence[Asked]) -> list[Choice | Signals | Exception]:
@@ -152,12 +94,14 @@ class Brain:
         begin = perf_counter()
         found: list[Any] = self.read_all(asked)
         middle = perf_counter()
+        alike: dict[object, list[int]] = {}  # requests that one weighing can decide
         for i, one in enumerate(found):
             if isinstance(one, Signals) and one.query.embedding is not None:
-                try:
-                    found[i] = self.choose(asked[i], one)
-                except NoCandidateError as error:
-                    found[i] = error
+                alike.setdefault(self.kind_of(asked[i], one, i), []).append(i)
+        for rows in alike.values():
+            some = self.choose([asked[i] for i in rows], [found[i] for i in rows])
+            for i, choice in zip(rows, some, strict=True):
+                found[i] = choice
         took = (middle - begin) / len(asked), (perf_counter() - middle) / len(asked)
         return [one._replace(took=took) if isinstance(one, Choice) else one for one in found]
 
@@ -189,50 +133,79 @@ class Brain:
             return self.featuriser([text])[0]
         return asyncio.get_running_loop().run_in_executor(None, lambda: self.featuriser([text])[0])
 
-    def choose(self, asked: Asked, signals: Signals) -> Choice:
-        """Weigh what a request tells. Raises: NoCandidateError when every candidate is ruled out."""
-        policy, verdict = asked.policy, asked.verdict
-        objective = policy.objective if asked.trade_off is None else objective_for(asked.trade_off, policy.pool)
-        decision_id = new_id("dec")
-        seen = signals.query
-        query = Query(decision_id, seen.text, seen.embedding, seen.needs, seen.num_tokens, seen.max_output)
-        constraints = [*verdict.constraints, *policy.constraints]
-        if query.needs:
-            constraints.append(offers_needs)
-        if (query.num_tokens or 0) + (query.max_output or 0) > self.smallest_context:
-            constraints.append(fits_context)
-        if (self.down or self.missing) and (out := self.out_of_service()):
-            constraints.append(healthy(out))
-        now, chooser = self.clock(), policy.policy
-        held = None if policy.sticky is None else self.conversations.current(signals.thread, now)
+    def kind_of(self, asked: Asked, signals: Signals, number: int) -> object:
+        """Equal for requests of one policy and trade-off; one that a guard or a conversation binds is its own kind."""
+        if asked.verdict.models is not None or self.held(asked, signals) is not None:
+            return number
+        return id(asked.policy), asked.trade_off
+
+    def held(self, asked: Asked, signals: Signals) -> Session | None:
+        """The conversation that a move to another model would cost something."""
+        if asked.policy.sticky is None:
+            return None
+        return self.conversations.current(signals.thread, self.clock())
+
+    def choose(self, asked: Sequence[Asked], signals: Sequence[Signals]) -> list[Choice | NoCandidateError]:
+        """Weigh what requests of one kind tell; NoCandidateError where every candidate is ruled out."""
+        try:
+            return list(self.weighed(asked, signals))
+        except NoCandidateError as error:
+            if len(asked) == 1:
+                return [error]
+        return [self.choose([one], [told])[0] for one, told in zip(asked, signals, strict=True)]
+
+    def weighed(self, asked: Sequence[Asked], signals: Sequence[Signals]) -> list[Choice]:
+        """The choices of requests of one kind. Raises: NoCandidateError of the first that nobody may serve."""
+        lead, now = asked[0], self.clock()
+        policy, pool = lead.policy, lead.policy.pool
+        objective = policy.objective if lead.trade_off is None else objective_for(lead.trade_off, pool)
+        queries = [
+            Query(new_id("dec"), seen.text, seen.embedding, seen.needs, seen.num_tokens, seen.max_output)
+            for seen in [one.query for one in signals]
+        ]
+        chooser, held = policy.policy, self.held(lead, signals[0])
         if held is not None and policy.sticky is not None:
-            chooser = self.conversations.policy(
-                chooser, policy.pool, signals.thread, held, now, policy.sticky, query.num_tokens
-            )
+            thread, tokens = signals[0].thread, queries[0].num_tokens
+            chooser = self.conversations.policy(chooser, pool, thread, held, now, policy.sticky, tokens)
         weighing = weigh(
-            [query], policy.pool, self.router, chooser, objective, constraints, self.rng, signals.estimates
-        )
-        decision = weighing.decisions[0]
-        reason = decision.because
-        if held is not None and held.current == decision.candidate_ids[0] and reason.startswith(BEHIND):
-            reason = f"goes on with the conversation; {reason}"
-        ranked, judge, propensity = self.ranked(weighing, decision, policy.pool), None, decision.propensity
-        if asked.readable and policy.cascade is not None and held is None:
-            judge = judge_of(policy.cascade, query, ranked, objective, weighing.estimates, policy.pool)
-            if judge is not None and (first := judge(query, []).ask) is not None:
-                ranked = [first, *(c for c in ranked if c.id != first.id)]
-                propensity, reason = 1.0, "asked first; its answer is read before another is paid for"
-        record = DecisionRecord(
-            id=decision_id, request_id=asked.request_id, time=now, endpoint=asked.endpoint, requested=asked.requested,
-            policy=policy.name, selected=ranked[0].id, propensity=propensity,
-            because=reason, candidates=weighed(weighing, policy.pool), weights=dict(objective.weights),
-            router=self.router_name, artefact=self.artefact, features=self.featuriser.name,
-            embedding=None if self.store == "nothing" else signals.stored,
-            prompt=seen.text if self.store == "prompts" else None, needs=sorted(query.needs),
-            prompt_tokens=query.num_tokens, session=asked.session, tenant=asked.tenant, dry_run=asked.dry_run,
-            guards=verdict.flags,
+            queries, pool, self.router, chooser, objective, self.constraints(lead, queries), self.rng,
+            of_rows([one.estimates for one in signals]),
         )  # fmt: skip
-        return Choice(ranked, record, policy, signals.thread, query, judge)
+        choices, weights = [], dict(objective.weights)
+        rows = zip(asked, signals, queries, weighing.decisions, weighed(weighing, pool), strict=True)
+        for i, (one, told, query, decision, row) in enumerate(rows):
+            judge, propensity, reason = None, decision.propensity, decision.because
+            ranked = in_order(decision.candidate_ids, pool, row)
+            if held is not None and held.current == ranked[0].id and reason.startswith(BEHIND):
+                reason = f"goes on with the conversation; {reason}"
+            if one.readable and policy.cascade is not None and held is None:
+                judge = judge_of(policy.cascade, query, ranked, objective, of_row(weighing.estimates, i), pool)
+                if judge is not None and (first := judge(query, []).ask) is not None:
+                    ranked = [first, *(c for c in ranked if c.id != first.id)]
+                    propensity, reason = 1.0, "asked first; its answer is read before another is paid for"
+            record = DecisionRecord(
+                id=query.id, request_id=one.request_id, time=now, endpoint=one.endpoint, requested=one.requested,
+                policy=policy.name, selected=ranked[0].id, propensity=propensity,
+                because=reason, candidates=row, weights=weights,
+                router=self.router_name, artefact=self.artefact, features=self.featuriser.name,
+                embedding=None if self.store == "nothing" else told.stored,
+                prompt=query.text if self.store == "prompts" else None, needs=sorted(query.needs),
+                prompt_tokens=query.num_tokens, session=one.session, tenant=one.tenant, dry_run=one.dry_run,
+                guards=one.verdict.flags,
+            )  # fmt: skip
+            choices.append(Choice(ranked, record, policy, told.thread, query, judge))
+        return choices
+
+    def constraints(self, lead: Asked, queries: Sequence[Query]) -> list[Constraint]:
+        """Whatever may rule a candidate out for requests of one kind. lead: one of them."""
+        found = [*lead.verdict.constraints, *lead.policy.constraints]
+        if any(query.needs for query in queries):
+            found.append(offers_needs)
+        if any((query.num_tokens or 0) + (query.max_output or 0) > self.smallest_context for query in queries):
+            found.append(fits_context)
+        if (self.down or self.missing) and (out := self.out_of_service()):
+            found.append(healthy(out))
+        return found
 
     def named(
         self, candidate: Candidate, *, endpoint: str, request_id: str, session: str | None, tenant: str | None,
@@ -251,51 +224,9 @@ class Brain:
         )  # fmt: skip
         return Choice([candidate], record, None)
 
-    def ranked(self, weighing: Weighing, decision: Decision, pool: Sequence[Candidate]) -> list[Candidate]:
-        """The chosen candidates first, then the other allowed ones by utility: the order of fallbacks."""
-        order = [self.by_id[c] for c in decision.candidate_ids]
-        out = {*decision.candidate_ids, *weighing.refused[0]}
-        rest = [(-u, j) for j, u in enumerate(weighing.utility.tolist()[0]) if pool[j].id not in out]
-        return order + [pool[j] for _, j in sorted(rest)]
-
     def out_of_service(self) -> frozenset[str]:
         """Candidates that are down, and those that failed lately; each of these is tried again once its time is up."""
         now = time.monotonic()
         for candidate_id in [c for c, until in self.down.items() if until <= now]:
             del self.down[candidate_id]
         return self.missing.union(self.down)
-
-
-def judge_of(
-    cascade: Cascade, query: Query, allowed: Sequence[Candidate], objective: Objective, estimates: Estimates,
-    pool: Sequence[Candidate],
-) -> Judge | None:  # fmt: skip
-    """Who reads the answers of one request; None where fewer than two of those allowed are ones it learned from.
-
-    estimates: [1, m] of the pool.
-    """
-    known = [candidate for candidate in allowed if candidate.id in (cascade.rungs_ or ())]
-    quality = objective.weights.get("quality", 0.0)
-    if len(known) < 2 or quality <= 0:
-        return None
-    usd = -objective.weights.get("cost", 0.0) / quality  # quality given up for a USD
-    bench, at = Bench(cascade, known), [pool.index(candidate) for candidate in known]
-    bench.expect(query, estimates["quality"].mean[:, at], estimates["cost"].mean[:, at])
-    return bench.judge(max(0.0, usd * cascade.reference_))
-
-
-def weighed(weighing: Weighing, pool: Sequence[Candidate]) -> list[Weighed]:
-    """One record a candidate: its estimates, its utility, and what ruled it out."""
-    means = {name: estimate.mean.tolist()[0] for name, estimate in weighing.estimates.items()}
-    stds = {name: e.std.tolist()[0] for name, e in weighing.estimates.items() if e.std is not None}
-    utility, refused = weighing.utility.tolist()[0], weighing.refused[0]
-    return [
-        Weighed(
-            id=candidate.id,
-            mean={name: row[j] for name, row in means.items()},
-            std={name: row[j] for name, row in stds.items()},
-            utility=utility[j],
-            refused=refused.get(candidate.id),
-        )
-        for j, candidate in enumerate(pool)
-    ]

@@ -16,7 +16,8 @@ from polyroute.data.catalogue import catalogue
 from polyroute.errors import ConfigError
 from polyroute.gateway.app import Gateway
 from polyroute.gateway.backends.build import build_backends
-from polyroute.gateway.brain import Brain, ServedPolicy, objective_for
+from polyroute.gateway.brain import Brain
+from polyroute.gateway.choice import ServedPolicy, objective_for
 from polyroute.gateway.client import Client, ClientConfig
 from polyroute.gateway.config import Config, PolicyConfig
 from polyroute.gateway.conversations import stickiness

@@ -17,7 +17,7 @@ from polyroute import __version__
 from polyroute.errors import NoCandidateError, UnknownNameError
 from polyroute.gateway.answers import ClientGoneError, Headers, Receive, Scope, Send, read_body, send_bytes, send_json
 from polyroute.gateway.asked import Asked
-from polyroute.gateway.brain import ServedPolicy, new_id, reference_cost
+from polyroute.gateway.choice import ServedPolicy, new_id, reference_cost
 from polyroute.gateway.records import FeedbackRecord
 from polyroute.gateway.road import explained, trade_off_of
 from polyroute.gateway.screening import screen

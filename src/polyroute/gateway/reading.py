@@ -18,7 +18,7 @@ from polyroute.errors import UpstreamError
 from polyroute.flows.cascade import Judge, Judgement
 from polyroute.gateway import transport
 from polyroute.gateway.answers import Headers, Send
-from polyroute.gateway.brain import usd_of
+from polyroute.gateway.choice import usd_of
 from polyroute.gateway.records import Try
 from polyroute.gateway.relay import KIND_STATUS, RETRYABLE, Exchange, broken, deliver, plain
 from polyroute.gateway.wire import Usage, read_seen, read_usage, replace_model

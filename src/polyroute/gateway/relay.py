@@ -12,7 +12,7 @@ import msgspec
 
 from polyroute.errors import UpstreamError
 from polyroute.gateway.answers import Headers, Send, error_body, error_event, send_bytes
-from polyroute.gateway.brain import Choice
+from polyroute.gateway.choice import Choice
 from polyroute.gateway.events import Stream
 from polyroute.gateway.headers import downstream_headers, one_line
 from polyroute.gateway.records import Try

@@ -20,7 +20,7 @@ from polyroute.gateway.answers import (
     send_bytes,
 )
 from polyroute.gateway.asked import Asked
-from polyroute.gateway.brain import Choice, new_id, usd_of
+from polyroute.gateway.choice import Choice, new_id, usd_of
 from polyroute.gateway.headers import one_line, upstream_headers
 from polyroute.gateway.reading import ask_and_read, together
 from polyroute.gateway.records import OutcomeRecord

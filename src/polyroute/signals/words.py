@@ -37,11 +37,18 @@ class Words(Generic[T]):
     def __call__(self, text: str) -> list[T]:
         if not text:
             return []
-        if not is_short(text) or any(mark in text for mark in self.whole):
-            return [self.make(self.tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids)]
+        if not is_short(text):
+            return [self.as_one(text)]
+        for mark in self.whole:  # any() over these takes as long as the words
+            if mark in text:
+                return [self.as_one(text)]
         segments = SEGMENTS.findall(" " + text)
         known = self.memory.get
         return [self.learn(segment) if (made := known(segment)) is None else made for segment in segments]
+
+    def as_one(self, text: str) -> T:
+        """What a text yields that goes through the tokeniser whole."""
+        return self.make(self.tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids)
 
     def learn(self, segment: str) -> T:
         """What one segment yields, remembered unless it is long."""
