@@ -24,6 +24,7 @@ import msgspec
 
 from polyroute.errors import ConfigError, PolyrouteError
 from polyroute.gateway import journal_file
+from polyroute.gateway.journal_open import OpenFile
 from polyroute.gateway.memory import Memory, Record, entry_of
 from polyroute.gateway.records import DecisionRecord, FeedbackRecord, OutcomeRecord
 from polyroute.gateway.totals import Sums
@@ -34,7 +35,6 @@ BATCH = 500  # records; a fuller queue is written without waiting for `flush_s`
 REST_S = 0.0002  # between encoding and writing: on one core nothing is served meanwhile, and a pause in two is shorter
 RETRY_S, RETRY_MOST_S = 0.05, 2.0  # wait after a failed attempt, doubled each time
 CHECKPOINT_BYTES = 2 << 20  # of records, before the write-ahead log is copied into the database
-RELOADED = 200  # decisions of earlier runs that `recent` starts with
 STORES = ("features", "prompts", "nothing")
 
 
@@ -72,7 +72,7 @@ class Journal:
     ):
         if store not in STORES:
             raise ConfigError("journal.store", got=store, expected=f"one of {', '.join(STORES)}")
-        self.path, self.capacity, self.flush_s, self.store, self.clock = Path(path), capacity, flush_s, store, clock
+        self.path, self.capacity, self.flush_s, self.store = Path(path), capacity, flush_s, store
         self._capacity_bytes = int(capacity_mb * 2**20)
         self._memory = Memory(recent, self._fresh)
         self._lock = threading.Lock()  # guards everything down to _idle; held for a moment only
@@ -86,9 +86,7 @@ class Journal:
         self._closing = self._closed = self._idle = False
         self._deadline = float("inf")
         self._wake, self._due, self._tried = threading.Event(), threading.Event(), threading.Event()
-        self._connection: sqlite3.Connection | None = None  # the writer's, like everything below
-        self._inode = 0
-        self._loaded = False
+        self._file = OpenFile(self.path, self._memory, clock)  # the writer's, like everything below
         self._next = self._retry_at = 0.0  # monotonic times
         self._retry_s = RETRY_S
         self._since_checkpoint = 0
@@ -200,7 +198,7 @@ class Journal:
         return fresh, overflow
 
     def _run(self) -> None:
-        self._attempt(self._open)
+        self._attempt(self._file.open)
         self._tried.set()
         done = False
         while not done:
@@ -254,9 +252,9 @@ class Journal:
         try:
             step()
         except (PolyrouteError, sqlite3.Error, OSError) as error:
-            self._disconnect()
+            self._file.close()
             if journal_file.is_damaged(error):
-                self._set_aside(error)
+                self._file.set_aside(error)
             self._say(str(error) if isinstance(error, PolyrouteError) else f"{self.path}: {error}")
             self._retry_at = time.monotonic() + self._retry_s
             self._retry_s = min(2 * self._retry_s, RETRY_MOST_S)
@@ -273,20 +271,9 @@ class Journal:
         with self._lock:
             self._trouble = trouble
 
-    def _open(self) -> None:
-        connection = self._connection = journal_file.open_to_write(self.path, self.clock())
-        self._inode = os.stat(self.path).st_ino
-        if not self._loaded:
-            earlier = [entry_of(found) for _, found in journal_file.latest(connection, RELOADED)]
-            self._memory.load(journal_file.read_sums(connection), earlier)
-            self._loaded = True
-
     def _flush(self) -> None:
         """Write all that is pending, batch by batch. Raises what stops it; no record is lost by that."""
-        if self._connection is not None and not self._is_current():
-            self._disconnect()
-        if self._connection is None:
-            self._open()
+        self._file.ready()
         while True:
             with self._lock:
                 batch = [self._pending.popleft() for _ in range(min(BATCH, len(self._pending)))]
@@ -296,7 +283,7 @@ class Journal:
             if not batch and not unsaved:
                 break
             try:
-                written = self._write(batch, unsaved)
+                written = self._file.write(batch, unsaved)
             except BaseException:
                 self._memory.give_back(unsaved)
                 with self._lock:
@@ -312,41 +299,8 @@ class Journal:
             self._since_checkpoint = 0
             self._due.set()
 
-    def _is_current(self) -> bool:
-        """Whether the open file is still the one at `path`; a deleted file would take rows that nobody will see."""
-        try:
-            return os.stat(self.path).st_ino == self._inode
-        except OSError:
-            return False
-
-    def _write(self, batch: list[journal_file.Row], unsaved: Sums) -> int:
-        """Number of rows written. Rows that SQLite cannot hold are left out, and the others are written."""
-        assert self._connection is not None
-        try:
-            journal_file.write(self._connection, batch, unsaved)
-        except journal_file.UNWRITABLE as error:
-            log.warning("dropped records that cannot be written (%s): %s", type(error).__name__, error)
-            batch = journal_file.writable(self._connection, batch)
-            journal_file.write(self._connection, batch, unsaved)
-        return len(batch)
-
-    def _set_aside(self, error: BaseException) -> None:
-        try:
-            kept = journal_file.set_aside(self.path, self.clock())
-        except OSError as problem:
-            log.warning("%s is damaged (%s) and cannot be renamed: %s", self.path, error, problem)
-            return
-        log.warning("%s was damaged (%s); it is kept as %s and a new journal begins", self.path, error, kept)
-        self._memory.begin_again()
-
-    def _disconnect(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            with contextlib.suppress(sqlite3.Error):
-                connection.close()
-
     def _finish(self) -> None:
-        self._disconnect()
+        self._file.close()
         with self._lock:
             lost = self._held
             self._pending, self._seen, self._queue = deque(), deque(), deque()
