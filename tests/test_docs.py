@@ -114,6 +114,13 @@ def test_the_curl_lines_of_a_page_are_answered(page, gateway):
 
 
 @every_page
+def test_a_page_says_nothing_twice(page):
+    """A section or a line on a part that stands there again is left over from a merge."""
+    lines = [line for line in text_of(page).splitlines() if line.startswith(("## ", "| `"))]
+    assert sorted({line for line in lines if lines.count(line) > 1}) == []
+
+
+@every_page
 def test_the_commands_of_a_page_exist(page):
     assert list(wrong_commands(text_of(page))) == []
 
@@ -218,3 +225,14 @@ def test_the_examples_in_the_help_are_right(command):
     page = "```sh\n" + "\n".join(examples) + "\n```\n"
     assert list(wrong_commands(page)) == []
     assert options(command)
+
+
+@pytest.mark.parametrize("command", ["models", "journal"])
+def test_every_action_of_a_command_has_help_with_an_example(command):
+    actions = re.findall(r"^    (\w+) ", help_of(command).partition("ACTION")[2], re.MULTILINE)
+    assert len(actions) >= 5
+    for action in actions:
+        examples = re.findall(rf"^example: (polyroute {command} {action} .*|polyroute {command} {action})$",
+                              help_of(command, action), re.MULTILINE)  # fmt: skip
+        assert examples
+        assert list(wrong_commands("```sh\n" + "\n".join(examples) + "\n```\n")) == []

@@ -160,7 +160,7 @@ class PropensityError(PolyrouteError, ValueError):
 class ArtefactError(PolyrouteError, ValueError):
     """A saved router cannot be read: another format, another version, or damaged."""
 
-    def __init__(self, path: object, problem: str, *, expected: str = "a file written by polyroute.artefact.save"):
+    def __init__(self, path: object, problem: str, *, expected: str = "a file written by polyroute fit"):
         self.path, self.problem, self.expected = str(path), problem, expected
         super().__init__(f"{self.path}: expected {expected}, got {problem}. Fit and save the router again.")
 

@@ -214,6 +214,9 @@ def test_models_never_seen_are_served_from_profiles_or_named(call, write, tmp_pa
         ("{", "expected a readable JSON file"),
         ('{"models": []}', "expected at least one model in the list `models`, got none"),
         ('{"models": [{"name": "x", "price_in": "free"}]}', "model 'x': expected price_in of 0 or more, got 'free'"),
+        ('{"models": [7]}', "models[0]: expected an object with a `name`, got 7"),
+        ('{"models": [{"price_in": 1}]}', "models[0]: expected an object with a `name`"),
+        ('{"note": 3, "models": [{"name": "x"}]}', "No estimate for 'x'"),
         ('{"models": [{"name": "x", "ability": 3}]}', "model 'x': expected ability as an object of skill: logit"),
     ],
 )
@@ -286,3 +289,23 @@ def test_files_that_are_no_tables_are_named(call, tmp_path):
         code, told, _ = call(*words)
         assert code == 2
         assert "t.csv: expected a readable Parquet file" in told
+
+
+def test_a_missing_column_is_not_mistaken_for_another_that_is_wanted(call, write):
+    assert call("fit", write(rows_of()), "-o", "r.npz")[0] == 0
+    code, told, _ = call("predict", "r.npz", write({"query": ["What is 2+2?"]}, "q.parquet"), "-o", "p.parquet")
+    assert code == 2
+    assert "expected a column 'query_id', got 'query'. Add it." in told
+
+
+def test_a_newcomer_that_costs_most_of_a_table_is_named_with_what_to_do(call, write):
+    rows = rows_of()
+    kept = [
+        k for k in range(len(rows["model"])) if not (rows["model"][k] == "m1" and int(rows["query_id"][k][1:]) > 20)
+    ]
+    table = write({name: [column[k] for k in kept] for name, column in rows.items()})
+    code, told, _ = call("fit", table, "-o", "r.npz")
+    assert code == 0
+    assert "queries lack a model's outcome and are left out: m1 answered " in told
+    assert "--partial learns from them too" in told
+    assert "--partial" not in call("eval", "r.npz", table, "--resamples", 10)[1]

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from polyroute.cli import check
-from polyroute.errors import ConfigError
+from polyroute.artefact import save
+from polyroute.cli import check, main
+from polyroute.errors import ArtefactError, ConfigError
 from polyroute.gateway.config import schema
 from polyroute.gateway.example import example
+from polyroute.routers.constant import Constant
 
 MIXED = """
 [server]
@@ -138,3 +140,20 @@ def test_help_has_an_example(run, capsys):
     with pytest.raises(SystemExit):
         run("--help")
     assert "polyroute check staging.toml --no-env" in capsys.readouterr().out
+
+
+def test_a_router_that_serve_would_refuse_fails_the_check(run):
+    Path("c.toml").write_text('[router]\nartefact = "r.npz"\n', encoding="utf-8")
+    Path("r.npz").write_text("no router", encoding="utf-8")
+    with pytest.raises(ArtefactError, match=r"r.npz: expected a file written by polyroute fit"):
+        run("c.toml")
+    save(Constant("quality", 0.5, 0.1), "r.npz", features="recorded-minilm", pool=[])
+    with pytest.raises(ConfigError, match=r"router.artefact: expected one whose features can be made from live text"):
+        run("c.toml")
+
+
+def test_a_port_nobody_can_listen_on_is_refused(capsys):
+    for port in ("-1", "65536"):
+        with pytest.raises(SystemExit):
+            main(["serve", "--port", port])
+        assert f"--port: expected a whole number from 0 to 65535, got '{port}'" in capsys.readouterr().err

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import errno
 import importlib.util
 import io
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -83,7 +85,7 @@ def test_a_cascade_is_fitted_on_recorded_answers(run, tmp_path):
     nobody = "expected queries of table.parquet with an answer of every model, got none"
     for words, problem in (
         ((*fit, "--router", "cascade", *some, *to), nobody),
-        ((*fit, "--router", "cascade", *to), "--answers: expected recorded answers"),
+        ((*fit, "--router", "cascade", *to), "--answers: expected files of recorded answers"),
         ((*fit, *some, *to), "--answers"),
     ):
         code, text, _ = run(*words)
@@ -247,13 +249,16 @@ def test_queries_with_holes_count_where_asked(run, drawn, tmp_path):
 def test_weights_choose_one_model_a_query(run, table, tmp_path):
     run("fit", table, *FEATURES, "-o", tmp_path / "r.npz")
     out = tmp_path / "p.parquet"
-    for cost, model in ((-1e9, "model-0"), (1e9, "model-2")):
+    chosen = {}
+    for cost in (-1e9, 0):
         code, _, said = run("predict", tmp_path / "r.npz", table, "--weights", f"quality=1,cost={cost}", "-o", out)
         assert code == 0
         assert said["queries"] == len(pq.read_table(out)) == 300
-        assert set(pq.read_table(out)["model"].to_pylist()) == {model}
-    trade_off = pq.read_table(out)["trade_off"][0].as_py()
-    assert trade_off == pytest.approx(-1e9 * said["reference_cost_usd"])
+        chosen[cost] = set(pq.read_table(out)["model"].to_pylist())
+        trade_off = pq.read_table(out)["trade_off"][0].as_py()
+        assert trade_off == pytest.approx(-cost * said["reference_cost_usd"])
+    assert chosen[-1e9] == {"model-0"}
+    assert "model-2" in chosen[0]
     code, problem, _ = run("predict", tmp_path / "r.npz", table, "--weights", "quality=1,latency=-1", "-o", out)
     assert code == 2
     assert "Unknown metric 'latency'; expected one of: cost, quality" in problem
@@ -264,6 +269,50 @@ def test_weights_that_are_none_are_refused(text, capsys):
     with pytest.raises(SystemExit):
         main(["predict", "r.npz", "q.parquet", "-o", "p.parquet", "--weights", text])
     assert "expected metric=number, for example quality=1,cost=-150" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("quality=-1", "expected a weight of 0 or more"),
+        ("quality=1,cost=150", "expected a weight of 0 or less, since cost is bad, got 'cost=150'"),
+        ("quality=1,quality=2", "expected each metric once, got quality again"),
+    ],
+)
+def test_weights_that_ask_for_the_worst_are_refused(text, message, capsys):
+    with pytest.raises(SystemExit):
+        main(["predict", "r.npz", "q.parquet", "-o", "p.parquet", "--weights", text])
+    assert message in capsys.readouterr().err
+
+
+def test_where_only_cost_weighs_the_trade_off_is_infinite(run, table, tmp_path):
+    assert run("fit", table, *FEATURES, "-o", tmp_path / "r.npz")[0] == 0
+    assert run("predict", tmp_path / "r.npz", table, "--weights", "cost=-1", "-o", tmp_path / "p.parquet")[0] == 0
+    assert set(pq.read_table(tmp_path / "p.parquet")["trade_off"].to_pylist()) == {float("inf")}
+
+
+@pytest.mark.parametrize("words", [("fit", "T", "-o", "r.npz"), ("eval", "knn", "T"), ("prove", "16")])
+def test_a_seed_below_zero_is_refused(words, capsys):
+    with pytest.raises(SystemExit):
+        main([*words, "--seed", "-1"])
+    assert "--seed: expected a whole number of 0 or more, got '-1'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["fit", "predict"])
+def test_an_output_that_cannot_be_written_is_one_line_and_leaves_nothing(run, table, tmp_path, monkeypatch, command):
+    assert run("fit", table, *FEATURES, "-o", tmp_path / "r.npz")[0] == 0
+    monkeypatch.setattr(Path, "replace", full)
+    out = tmp_path / ("new.npz" if command == "fit" else "new.parquet")
+    words = (table, *FEATURES) if command == "fit" else (tmp_path / "r.npz", table)
+    before = sorted(tmp_path.iterdir())
+    code, problem, _ = run(command, *words, "-o", out)
+    assert code == 2
+    assert "expected to read or write it, got No space left on device. Check the path" in problem.splitlines()[-1]
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def full(self: Path, target: Path) -> Path:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self))
 
 
 def test_weights_are_read():
@@ -279,7 +328,13 @@ def test_weights_are_read():
         (("fit", "T", *FEATURES, "--prior", "default", "-o", "r.npz"), "expected a router on recorded-minilm"),
         (("eval", "none.npz", "T"), "none.npz: expected a file written by"),
         (("eval", "price", "T"), "ROUTER: expected a router of quality: knn, linear"),
-        (("eval", "no_such_module:Router", "T"), "Unknown router 'no_such_module:Router'"),
+        (("eval", "no_such_module:Router", "T"), "got 'no_such_module:Router'. No module named 'no_such_module'"),
+        (("eval", "knnn", "T"), "Unknown router or file 'knnn'; expected one of: bradley-terry"),
+        (("eval", "knn", "T", "--folds", "1"), "--folds: expected 2 to 100"),
+        (("eval", "knn", "T", "--folds", "1000000"), "--folds: expected 2 to 100"),
+        (("fit", "T", "--answers", "a.parquet", "-o", "r.npz"), "--answers: expected --router cascade, which reads"),
+        (("fit", "T", "-o", "."), "--output: expected a file name ending in .npz"),
+        (("predict", "none.npz", "T", "-o", "table.parquet"), "--output: expected another file than the one"),
         (
             ("eval", "knn", "T", *FEATURES, "--split", "dev"),
             "table.parquet: expected queries with split 'dev', got only",

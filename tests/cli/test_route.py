@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import socket
 
@@ -97,10 +98,8 @@ def test_what_rules_a_candidate_out_is_named(config, capsys):
 
 
 def test_the_text_may_come_from_stdin(config, capsys, monkeypatch):
-    import io
-
     direct = document(capsys, "What is 2+2?", "--config", str(config))
-    monkeypatch.setattr("sys.stdin", io.StringIO("What is 2+2?"))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"What is 2+2?")))
     piped = document(capsys, "-", "--config", str(config))
     assert piped["candidates"] == direct["candidates"]
 
@@ -131,3 +130,12 @@ def test_a_text_that_fits_nobody_names_the_rule(config, capsys):
     config.write_text(config.read_text().replace("context = 8192", "context = 64"))
     assert main(["route", "word " * 300, "--config", str(config)]) == 2
     assert "small by fits_context, large by fits_context" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("text", "where"), [("-", "stdin"), ("hi \udcff", "text")])
+def test_bytes_that_are_not_utf8_are_named(config, capsys, monkeypatch, text, where):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"hi \xff")))
+    assert main(["route", text, "--config", str(config)]) == 2
+    told = capsys.readouterr().err
+    assert f"{where}: expected UTF-8 text, got 'byte 0xff at position 3'. Convert it" in told
+    assert told.count("\n") == 1

@@ -64,6 +64,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `polyroute ... | head` is no error
         sys.stderr.close()
         return 0
+    except OSError as error:  # a full disk, a folder nobody may write to, a file that vanished
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"polyroute {args.command}: {where}expected to read or write it, got {error.strerror or error}. "
+              f"Check the path, its permissions and the space left.", file=sys.stderr)  # fmt: skip
+        return 2
     except KeyboardInterrupt:
         print(f"polyroute {args.command}: stopped", file=sys.stderr)
         return 130

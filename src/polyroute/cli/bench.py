@@ -17,6 +17,7 @@ import numpy as np
 
 from polyroute.artefact import ROUTERS, load, resolve_router, save
 from polyroute.cli import newcomer
+from polyroute.cli.arguments import seed_of
 from polyroute.cli.fit import made_with
 from polyroute.cli.progress import Steps, say
 from polyroute.cli.tables import FEATURES, answered, counted, embedded
@@ -82,7 +83,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--cache", type=Path, default=Path(".polyroute/bench"), metavar="FOLDER",
                         help="where records go (default: %(default)s)")  # fmt: skip
     parser.add_argument("--resamples", type=int, default=500, help="of the bootstrap (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: %(default)s)")
+    parser.add_argument("--seed", type=seed_of, default=0, help="of the bootstrap (default: %(default)s)")
     parser.add_argument("-o", "--output", type=Path, metavar="PAGE.md",
                         help="page to write (default: request.md or newcomers.md in docs/results)")  # fmt: skip
     newcomer.add_options(parser)

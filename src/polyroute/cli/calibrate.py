@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from polyroute.cli.arguments import seed_of
 from polyroute.cli.check import DEFAULT_PATH, aligned
 from polyroute.cli.progress import Steps, say
 from polyroute.data.catalogue import catalogue, local_price
@@ -52,7 +53,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--url", help="base URL of an OpenAI-compatible server that has the model")
     parser.add_argument("--api-key", metavar="env:NAME", help="the variable that holds the server's key")
     parser.add_argument("--per-level", type=int, default=2, metavar="N", help="questions each (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the questions (default: %(default)s)")
+    parser.add_argument("--seed", type=seed_of, default=0, help="of the questions (default: %(default)s)")
     parser.add_argument("--max-tokens", type=int, default=128, metavar="N", help="of an answer (default: %(default)s)")
     parser.add_argument("--at-once", type=int, metavar="N", help="questions under way (default: 4, local models 1)")
     parser.add_argument("--save", type=Path, metavar="FILE", help="keep every question and answer, also when stopped")
@@ -108,7 +109,7 @@ def wanted(args: argparse.Namespace, config: Config) -> ModelConfig:
         mine = {model.id: model for model in config.models}
         local = catalogue().local
         if args.model not in mine and args.model not in local:
-            raise UnknownNameError("model", args.model, [*mine, *local])
+            raise UnknownNameError("model", args.model, {*mine, *local})
         model = mine.get(args.model) or ModelConfig(id=args.model, backend="local")
     if model.api_key is None:
         return model

@@ -61,6 +61,10 @@ def run(args: argparse.Namespace) -> int:
         return write_example(args.write_example)
     path = args.config or (DEFAULT_PATH if DEFAULT_PATH.exists() else None)
     config = load_config(path, read_environment=not args.no_env)
+    if config.router.artefact != "default":
+        from polyroute.gateway.build import load_router
+
+        load_router(config.router.artefact)  # complains of a file that `serve` would refuse
     pool = config.candidates(catalogue().profile)
     warnings = config.warnings_for(pool, catalogue().profile)
     show(config, pool, warnings)

@@ -39,7 +39,7 @@ def add(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    writable("--output", args.output, ".parquet")
+    writable("--output", args.output, ".parquet", read=[args.source])
     done = convert(args.source, args.output, args.format, prices=args.prices, new_splits=args.new_splits)
     models = f", {done.models} models" if done.models else ""
     print(f"wrote {args.output}: {done.queries:,} queries{models}, from {done.format}")

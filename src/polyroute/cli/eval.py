@@ -15,7 +15,7 @@ from polyroute.artefact import ROUTERS, Artefact, load, resolve_router
 from polyroute.cli.fit import add_table_options, choose, made_with
 from polyroute.cli.progress import Steps, say
 from polyroute.cli.tables import answered, counted, embedded, is_journal, read_outcomes, split_of, writable
-from polyroute.errors import ConfigError, OutcomesError
+from polyroute.errors import ConfigError, OutcomesError, UnknownNameError
 from polyroute.offline.calibration import brier, expected_calibration_error
 from polyroute.offline.choose import QUALITY_ROUTERS, quality_router
 from polyroute.offline.compare import Compared, compare, compare_pair, resamples_of
@@ -43,6 +43,8 @@ EXAMPLE = """examples:
 AIQ is the mean quality of the router's frontier over the range of cost from the cheapest to the dearest single model;
 Q@50 % the quality at half of the dearest model's mean cost; cost@95 % the cost to reach 95 % of the best single model's
 quality, relative to that model's cost. The last line is one JSON object."""
+
+MOST_FOLDS = 100  # each fits a router anew
 
 
 class Judged(NamedTuple):
@@ -78,6 +80,8 @@ def run(args: argparse.Namespace) -> int:
         raise OutcomesError(f"{args.outcomes}: expected a table in which every model answered, got a journal.")
     if args.resamples < 1:
         raise ConfigError("--resamples", got=args.resamples, expected="1 or more")
+    if args.folds is not None and not 2 <= args.folds <= MOST_FOLDS:
+        raise ConfigError("--folds", got=args.folds, expected=f"2 to {MOST_FOLDS}; 5 or 10 are usual")
     if args.plot is not None:
         writable("--plot", args.plot, ".png", ".svg")
     if args.json is not None:
@@ -107,12 +111,27 @@ def run(args: argparse.Namespace) -> int:
 
 def opened(where: str) -> Artefact | None:
     """The file, or None for a router that is fitted here. Raises: UnknownNameError, ArtefactError."""
-    if where in QUALITY_ROUTERS or (":" in where and not Path(where).exists()):
-        resolve_router(where) if where not in QUALITY_ROUTERS else None
+    if where in QUALITY_ROUTERS:
+        return None
+    if ":" in where and not Path(where).exists():
+        importable(where)
         return None
     if where in ROUTERS:
         raise ConfigError("ROUTER", got=where, expected=f"a router of quality: {', '.join(QUALITY_ROUTERS)}, or a file")
+    if not Path(where).suffix and not Path(where).exists():
+        raise UnknownNameError("router or file", where, QUALITY_ROUTERS)
     return load(where)
+
+
+def importable(where: str) -> None:
+    """Raises: ConfigError saying what kept `package.module:Class` from being imported."""
+    try:
+        resolve_router(where)
+    except UnknownNameError as unknown:
+        hint = f"{unknown.__cause__}. A module in this folder is found with PYTHONPATH=. in front of the command."
+        raise ConfigError(
+            "ROUTER", got=where, expected="package.module:Class that can be imported", hint=hint
+        ) from None
 
 
 def wanted(outcomes: Outcomes, artefact: Artefact | None, args: argparse.Namespace) -> Outcomes:

@@ -15,6 +15,7 @@ import numpy as np
 
 from polyroute import __version__
 from polyroute.artefact import load, save
+from polyroute.cli.arguments import seed_of
 from polyroute.cli.progress import Steps, say
 from polyroute.cli.tables import (
     FEATURES,
@@ -95,7 +96,8 @@ def add(commands: Any) -> None:
 def add_table_options(parser: Any) -> None:
     """Options that fit and eval share."""
     parser.add_argument("--features", default="static-1", choices=FEATURES, help="default: %(default)s")
-    parser.add_argument("--seed", type=int, default=0, help="of folds, clusters and resamples (default: %(default)s)")
+    parser.add_argument("--seed", type=seed_of, default=0,
+                        help="of folds, clusters and resamples (default: %(default)s)")  # fmt: skip
     parser.add_argument("--allow-shared-groups", action="store_true",
                         help="take a table whose near-duplicates stand in several splits: a leak")  # fmt: skip
     parser.add_argument("--any-cost", action="store_true", help="take costs that can hardly be USD as they are")
@@ -103,8 +105,10 @@ def add_table_options(parser: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     writable("--output", args.output, ".npz")
-    if bool(args.answers) != (args.router == CASCADE):
-        raise ConfigError("--answers", got=args.answers or "none", expected="recorded answers, for --router cascade")
+    if args.answers and args.router != CASCADE:
+        raise ConfigError("--answers", got=f"--router {args.router}", expected="--router cascade, which reads them")
+    if not args.answers and args.router == CASCADE:
+        raise ConfigError("--answers", got="none", expected="files of recorded answers, for --router cascade")
     outcomes = read_outcomes(args.outcomes, args.features, allow_shared_groups=args.allow_shared_groups,
                              any_cost=args.any_cost)  # fmt: skip
     fitted = fit(outcomes, args)
@@ -128,7 +132,7 @@ def fit(outcomes: Outcomes, args: argparse.Namespace) -> Fitted:
         split_of(outcomes, "train", args.outcomes)  # complains where there is none
         outcomes = outcomes.take(np.isin(outcomes.labels["split"], ("train", "valid")))
     if not journal and not args.partial:
-        outcomes = answered(outcomes, args.outcomes)
+        outcomes = answered(outcomes, args.outcomes, hint="--partial learns from them too")
     outcomes = embedded(outcomes, args.features, args.outcomes)
     outcomes = Outcomes(counted(outcomes.queries), outcomes.pool, outcomes.values, outcomes.observed, outcomes.labels)
     prior = load_prior(args.prior, args.features) if args.prior else None

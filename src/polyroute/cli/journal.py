@@ -37,15 +37,18 @@ def add(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    stats = actions.add_parser("stats", help="totals, by model and policy")
-    tail = actions.add_parser("tail", help="the last decisions")
+    stats = actions.add_parser("stats", help="totals, by model and policy", epilog="example: polyroute journal stats")
+    tail = actions.add_parser("tail", help="the last decisions", epilog="example: polyroute journal tail -n 50 -f")
     tail.add_argument("-n", "--number", type=int, default=20, metavar="N", help="how many (default: %(default)s)")
     tail.add_argument("-f", "--follow", action="store_true", help="go on with new outcomes until interrupted")
-    show = actions.add_parser("show", help="everything about one decision")
+    show = actions.add_parser("show", help="everything about one decision",
+                              epilog="example: polyroute journal show dec_0123456789abcdef01234567")  # fmt: skip
     show.add_argument("id", metavar="ID", help="decision id, from a header x-polyroute-decision-id or from tail")
-    export = actions.add_parser("export", help="write a Parquet table")
+    export = actions.add_parser("export", help="write a Parquet table",
+                                epilog="example: polyroute journal export decisions.parquet")  # fmt: skip
     export.add_argument("out", type=Path, metavar="OUT.parquet")
-    prune = actions.add_parser("prune", help="remove old decisions and what belongs to them")
+    prune = actions.add_parser("prune", help="remove old decisions and what belongs to them",
+                               epilog="example: polyroute journal prune --older-than 30d --dry-run")  # fmt: skip
     prune.add_argument("--older-than", required=True, metavar="AGE", help="for example 30d, 12h, 90m, 8w")
     prune.add_argument("--dry-run", action="store_true", help="only count")
     for action in (stats, tail, show, export, prune):

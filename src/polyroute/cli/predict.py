@@ -15,6 +15,7 @@ import numpy as np
 from polyroute.artefact import Artefact, load
 from polyroute.cli.progress import Steps
 from polyroute.cli.tables import counted, vectors, writable
+from polyroute.data.export import write_whole
 from polyroute.data.prices import models_of
 from polyroute.data.queries import load_queries
 from polyroute.errors import MissingExtraError, OutcomesError, UnknownCandidateError, UnknownNameError
@@ -60,20 +61,27 @@ def add(commands: Any) -> None:
 
 def weights_of(text: str) -> dict[str, float]:
     """`quality=1,cost=-150` as a mapping."""
-    weights = {}
+    weights: dict[str, float] = {}
     for part in text.split(","):
-        name, equals, value = part.partition("=")
+        name, _, value = (word.strip() for word in part.partition("="))
         try:
-            weights[name.strip()] = float(value)
+            weight = float(value)
         except ValueError:
-            equals = ""
-        if not equals or not name.strip() or not math.isfinite(weights.get(name.strip(), math.nan)):
+            weight = math.nan
+        if not name or not math.isfinite(weight):
             raise argparse.ArgumentTypeError(f"expected metric=number, for example quality=1,cost=-150, got {part!r}")
+        if name in weights:
+            raise argparse.ArgumentTypeError(f"expected each metric once, got {name} again: {part!r}")
+        if weight < 0 and name == "quality":
+            raise argparse.ArgumentTypeError(f"expected a weight of 0 or more, since quality is good, got {part!r}")
+        if weight > 0 and name in ("cost", "latency"):
+            raise argparse.ArgumentTypeError(f"expected a weight of 0 or less, since {name} is bad, got {part!r}")
+        weights[name] = weight
     return weights
 
 
 def run(args: argparse.Namespace) -> int:
-    writable("--output", args.output, ".parquet")
+    writable("--output", args.output, ".parquet", read=[args.queries])
     artefact = load(args.router)
     queries = counted(load_queries(args.queries), anew=artefact.info.get("tokens") == "text")
     queries = with_vectors(queries, artefact.features, args.queries)
@@ -84,8 +92,8 @@ def run(args: argparse.Namespace) -> int:
         trade_offs: Sequence[float] = TRADE_OFFS
         choices = choose(estimates["quality"], estimates["cost"], trade_offs, reference)
     else:
-        trade_offs = [-args.weights.get("cost", 0.0) * reference / args.weights.get("quality", 1.0)
-                      if args.weights.get("quality", 1.0) else math.inf]  # fmt: skip
+        quality = args.weights.get("quality", 0.0)
+        trade_offs = [-args.weights.get("cost", 0.0) * reference / quality if quality else math.inf]
         choices = weighed(estimates, args.weights).argmax(axis=1)[None]
     write(args.output, queries, trade_offs, choices, [candidate.id for candidate in pool])
     print(f"wrote {args.output}: {len(queries):,} queries at {len(trade_offs)} trade-offs")
@@ -163,11 +171,10 @@ def write(path: Path, queries: Sequence[Query], trade_offs: Sequence[float], cho
     """A row per query and trade-off, all trade-offs of a query together. choices: [p, n] column chosen."""
     try:
         import pyarrow as pa
-        import pyarrow.parquet as pq
     except ImportError:
         raise MissingExtraError("pyarrow", "data") from None
     p, n = choices.shape
     ids = pa.DictionaryArray.from_arrays(np.repeat(np.arange(n, dtype=np.int32), p), pa.array([q.id for q in queries]))
     chosen = pa.DictionaryArray.from_arrays(choices.T.reshape(-1).astype(np.int32), pa.array(models))
     table = pa.table({"query_id": ids, "trade_off": np.tile(np.asarray(trade_offs, dtype=float), n), "model": chosen})
-    pq.write_table(table, path, compression="zstd")
+    write_whole(table, path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
+from polyroute.cli.arguments import seed_of
 from polyroute.proofs.proof import Effect, Proof
 from polyroute.proofs.systems import find_system, load_systems, proof_of
 
@@ -12,7 +13,7 @@ from polyroute.proofs.systems import find_system, load_systems, proof_of
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     p = commands.add_parser("prove", help="run the proof of one system", epilog="example: polyroute prove 16 --seed 7")
     p.add_argument("id", help="id or name, see `polyroute systems`")
-    p.add_argument("--seed", type=int, default=0, help="first of the seeds to run (default: %(default)s)")
+    p.add_argument("--seed", type=seed_of, default=0, help="first of the seeds to run (default: %(default)s)")
     p.set_defaults(run=run)
 
 

@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     trade_off = args.trade_off
     if trade_off is not None and not 0 <= trade_off < float("inf"):
         raise ConfigError("--trade-off", got=trade_off, expected="a number of 0 or more")
-    text = sys.stdin.read() if args.text == "-" else args.text
+    text = legible(args.text)
     path = args.config or (DEFAULT_PATH if DEFAULT_PATH.exists() else None)
     brain = build_brain(load_config(path, read_environment=False))
     record, seen = asyncio.run(decided(brain, text, args.policy, trade_off))
@@ -62,6 +62,17 @@ def run(args: argparse.Namespace) -> int:
     else:
         show(brain, record, seen)
     return 0
+
+
+def legible(given: str) -> str:
+    """The text, or that of stdin for `-`. Raises: ConfigError where it is not UTF-8."""
+    try:
+        raw = sys.stdin.buffer.read() if given == "-" else given.encode("utf-8", "surrogateescape")
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as problem:
+        byte = f"byte 0x{problem.object[problem.start]:02x} at position {problem.start}"
+        where = "stdin" if given == "-" else "text"
+        raise ConfigError(where, got=byte, expected="UTF-8 text", hint="Convert it, for example with iconv.") from None
 
 
 async def decided(

@@ -6,6 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
+from polyroute.cli.arguments import whole
 from polyroute.cli.check import DEFAULT_PATH
 from polyroute.errors import MissingExtraError
 
@@ -18,7 +19,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     )
     p.add_argument("config", nargs="?", type=Path, help="a file (default: ./polyroute.toml, else two local models)")
     p.add_argument("--host", help="address to listen on, overrides the file")
-    p.add_argument("--port", type=int, help="port to listen on, overrides the file; 0 takes a free one")
+    p.add_argument("--port", type=whole(0, 65535), help="port to listen on, overrides the file; 0 takes a free one")
     p.add_argument("--log-level", default="warning", choices=("debug", "info", "warning", "error"))
     p.set_defaults(run=run)
 

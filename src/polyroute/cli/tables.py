@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,12 +23,19 @@ FEATURES = (*FEATURISERS, RECORDED_MINILM)
 BATCH = 64  # texts between two reports of progress
 
 
-def writable(option: str, path: Path, *suffixes: str) -> None:
-    """Complain now about an output that could not be written after the work. Raises: ConfigError naming the option."""
+def writable(option: str, path: Path, *suffixes: str, read: Sequence[Path] = ()) -> None:
+    """Complain now about an output that could not be written after the work, or would end one of the files `read`.
+
+    Raises: ConfigError naming the option.
+    """
     if path.suffix not in suffixes:
         raise ConfigError(option, got=str(path), expected=f"a file name ending in {' or '.join(suffixes)}")
     if not path.parent.is_dir():
         raise ConfigError(option, got=str(path), expected="a file in a folder that exists")
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ConfigError(option, got=str(path), expected="a file that may be written")
+    if path.exists() and any(other.exists() and path.samefile(other) for other in read):
+        raise ConfigError(option, got=str(path), expected="another file than the one that is read")
 
 
 def is_journal(path: Path) -> bool:
@@ -115,14 +123,28 @@ def with_outcomes(outcomes: Outcomes) -> Outcomes:
     return outcomes.among([c.id for c, has in zip(outcomes.pool, seen, strict=True) if has])
 
 
-def answered(outcomes: Outcomes, table: Path) -> Outcomes:
-    """The queries that every model answered. Raises: OutcomesError where there is none."""
+def answered(outcomes: Outcomes, table: Path, hint: str = "") -> Outcomes:
+    """The queries that every model answered; how many are left out is said, and for whose sake. hint: what else to do.
+
+    Raises: OutcomesError where there is none.
+    """
     rows = complete(outcomes)
     if not rows.any():
         raise OutcomesError(
             f"{table}: expected queries that all {len(outcomes.pool)} models answered, got none among {len(outcomes)}. "
             f"A choice can only be replayed where each model's outcome is known."
+            + (f" {rare(outcomes)}; {hint}." if hint else f" {rare(outcomes)}.")
         )
-    if not rows.all():
-        say(f"{int((~rows).sum())} of {len(rows)} queries lack a model's outcome and are left out")
+    if (left := int((~rows).sum())) > 0:
+        told = f"{left} of {len(rows)} queries lack a model's outcome and are left out"
+        if 10 * left >= len(rows):
+            told = f"warning: {told}: {rare(outcomes)}"
+        say(f"{told}; {hint}" if hint else told)
     return outcomes.take(rows)
+
+
+def rare(outcomes: Outcomes) -> str:
+    """The models with the fewest outcomes, in words, three at most."""
+    count = outcomes.observed.sum(axis=0)
+    fewest = [j for j in np.argsort(count, kind="stable")[:3] if count[j] < len(outcomes)]
+    return ", ".join(f"{outcomes.pool[j].id} answered {count[j]:,} of {len(outcomes):,}" for j in fewest)

@@ -116,7 +116,7 @@ def read_columns(path: Path | str, required: Sequence[str], optional: Sequence[s
         names = pq.read_schema(path).names
         for column in required:
             if column not in names:
-                near = nearest(column, names)
+                near = nearest(column, [name for name in names if name not in {*required, *optional}])
                 raise OutcomesError(
                     f"{path}: expected a column {column!r}, got {', '.join(map(repr, names[:20])) or 'no columns'}."
                     + (f" Did you mean {near!r}? Rename it to {column!r}." if near else " Add it.")

@@ -1,8 +1,10 @@
-"""Write `Outcomes` as the long Parquet table that `load_outcomes` reads."""
+"""Write `Outcomes` as the long Parquet table that `load_outcomes` reads, and any table whole or not at all."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +19,6 @@ def write_outcomes(outcomes: Outcomes, path: Path | str) -> None:
     """One row per observed (query, model): the metrics of COLUMNS, the labels of LABELS, text and prompt tokens."""
     try:
         import pyarrow as pa
-        import pyarrow.parquet as pq
     except ImportError:
         raise MissingExtraError("pyarrow", "data") from None
     i, j = np.nonzero(outcomes.observed)
@@ -31,7 +32,19 @@ def write_outcomes(outcomes: Outcomes, path: Path | str) -> None:
         "input_tokens": pa.array([counts[q] for q in i.tolist()], pa.int32()),
         **{column: outcomes.values[name][i, j] for name, column in COLUMNS.items() if name in outcomes.values},
     }
-    pq.write_table(pa.table(table), path, compression="zstd")
+    write_whole(pa.table(table), Path(path))
+
+
+def write_whole(table: Any, path: Path) -> None:
+    """Write a pyarrow table; the file appears when it is complete, and one that was there stays until then."""
+    import pyarrow.parquet as pq
+
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        pq.write_table(table, unfinished, compression="zstd")
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def coded(values: list[str], rows: Array) -> object:

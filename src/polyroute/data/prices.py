@@ -52,8 +52,12 @@ def read_models(path: Path) -> list[tuple[str, str, Profile]]:
     entries = content.get("models") if isinstance(content, Mapping) else None
     if not isinstance(entries, list):
         raise OutcomesError(f"{path}: expected an object with a list `models`, got none.")
-    rate = content.get("note", {}).get("cny_per_usd")
-    return [(str(entry.get("name")), str(entry.get("table", "")), profile(path, entry, rate)) for entry in entries]
+    for i, entry in enumerate(entries):
+        if not isinstance(entry, Mapping) or not isinstance(entry.get("name"), str) or not entry["name"]:
+            raise OutcomesError(f"{path}: models[{i}]: expected an object with a `name`, got {entry!r:.60}. Name it.")
+    note = content.get("note")
+    rate = note.get("cny_per_usd") if isinstance(note, Mapping) else None
+    return [(entry["name"], str(entry.get("table", "")), profile(path, entry, rate)) for entry in entries]
 
 
 def profile(path: Path, entry: Mapping[str, Any], cny_per_usd: float | None) -> Profile:

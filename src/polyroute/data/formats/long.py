@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from polyroute.data.checks import CHARACTERS_PER_TOKEN, same_text
+from polyroute.data.export import write_whole
 from polyroute.errors import MissingExtraError, OutcomesError
 from polyroute.types import Profile
 
@@ -108,12 +109,11 @@ def write_columns(columns: Mapping[str, list[Any]], path: Path) -> None:
     """Write a Parquet table."""
     try:
         import pyarrow as pa
-        import pyarrow.parquet as pq
     except ImportError:
         raise MissingExtraError("pyarrow", "data") from None
     arrays = {name: pa.array(np.array(c, float) if name in NUMBERS else c) for name, c in columns.items()}
     coded = {name: a.dictionary_encode() if pa.types.is_string(a.type) else a for name, a in arrays.items()}
-    pq.write_table(pa.table(coded), path, compression="zstd")
+    write_whole(pa.table(coded), path)
 
 
 NUMBERS = {"score", "cost_usd", "input_tokens", "output_tokens"}
