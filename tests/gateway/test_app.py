@@ -193,6 +193,25 @@ def test_a_request_that_cannot_be_read_is_told_what_was_expected(live, body, sta
         assert "Did you mean 'auto'" in error["message"]
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", b'{"model": "auto", "messages": [{"role": "user", "content": "\xff"}]}'),
+        ("/v1/chat/completions", b'{"model": "small", "messages": [{"role": "user", "content": "\xff"}]}'),
+        ("/v1/chat/completions", b'{"model": "a\xffuto", "messages": [{"role": "user", "content": "hi"}]}'),
+        ("/v1/completions", b'{"model": "auto", "prompt": "\xff"}'),
+        ("/polyroute/v1/route", b'{"model": "auto", "messages": [{"role": "user", "content": "\xff"}]}'),
+        ("/polyroute/v1/feedback", b'{"decision_id": "dec_none", "metrics": {"quality": 1}, "comment": "\xff"}'),
+    ],
+)
+def test_bytes_that_are_not_utf8_are_refused_with_their_place(live, path, body):
+    answer, content = live.call("POST", path, body)
+    assert answer.status == 400
+    told = f"The body is not UTF-8: byte 0xff at position {body.index(0xFF)}. Encode it as UTF-8."
+    assert error_of(content)["message"] == told
+    assert live.chat("auto", "h\u00e9, \u4f60\u597d")[0].status == 200
+
+
 def test_embeddings_are_never_routed(live):
     answer, content = live.call("POST", "/v1/embeddings", {"model": "auto", "input": "x"})
     assert answer.status == 400

@@ -38,7 +38,11 @@ def error_event(message: str, code: str) -> bytes:
 
 
 async def read_body(receive: Receive, limit: int) -> bytes:
-    """The whole body. Raises BadRequestError (413) past `limit` bytes, ClientGoneError when the client leaves."""
+    """The whole body.
+
+    Raises: BadRequestError, 413 past `limit` bytes and 400 for what is not UTF-8, as JSON is; ClientGoneError when the
+    client leaves.
+    """
     parts: list[bytes] = []
     size = 0
     while True:
@@ -54,7 +58,18 @@ async def read_body(receive: Receive, limit: int) -> bytes:
             )  # fmt: skip
         parts.append(chunk)
         if not message.get("more_body", False):
-            return parts[0] if len(parts) == 1 else b"".join(parts)
+            body = parts[0] if len(parts) == 1 else b"".join(parts)
+            return body if body.isascii() else legible(body)
+
+
+def legible(body: bytes) -> bytes:
+    """The same bytes. Raises: BadRequestError where they are not UTF-8."""
+    try:
+        body.decode()
+    except UnicodeDecodeError as problem:
+        at = f"byte 0x{body[problem.start]:02x} at position {problem.start}"
+        raise BadRequestError(f"The body is not UTF-8: {at}. Encode it as UTF-8.") from None
+    return body
 
 
 async def send_bytes(send: Send, status: int, body: bytes, content_type: bytes, headers: Headers | None = None) -> None:
