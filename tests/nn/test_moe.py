@@ -113,6 +113,36 @@ def test_an_empty_batch_gives_an_empty_answer(select: Any, name: str) -> None:
     assert x.grad.shape == x.shape
 
 
+@pytest.mark.parametrize("act", ["swiglu", "relu", "identity"])
+@pytest.mark.parametrize("needed", ["everything", "x", "experts"])
+def test_every_token_to_every_expert_is_what_the_oracle_computes(act: str, needed: str) -> None:
+    def results(name: str) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        moe = MoE(16, 8, 4, select=TopK(4), gate=Raw(), act=act, executor=name)
+        x = torch.randn(1, 9, 16, requires_grad=needed != "experts")
+        for parameter in moe.parameters():
+            parameter.requires_grad_(needed != "x")
+        y = moe(x)
+        y.square().sum().backward()
+        return [y.detach(), *(t.grad for t in (x, *moe.parameters()) if t.grad is not None)]
+
+    found = results("sorted_loop"), results("dense")
+    assert len(found[0]) == {"everything": 5, "x": 2, "experts": 4}[needed]
+    for got, expected in zip(*found, strict=True):
+        torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("executor", ["sorted_loop", "dense"])
+def test_padding_among_tokens_that_go_everywhere_has_no_part(executor: str) -> None:
+    torch.manual_seed(0)
+    moe = MoE(16, 8, 4, select=TopK(4), executor=executor)
+    x = torch.randn(9, 16)
+    valid = torch.arange(9) < 6
+    y = moe(x[None], context=TokenContext(x, (1, 9), valid_T=valid))[0]
+    assert not y[6:].any()
+    torch.testing.assert_close(y[:6], moe(x[None, :6])[0])
+
+
 def test_autocast_runs_the_experts_in_bf16_and_the_router_in_fp32() -> None:
     torch.manual_seed(0)
     moe = MoE(16, 8, 4)

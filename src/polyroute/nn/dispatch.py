@@ -65,6 +65,9 @@ def dense(x_TD: Tensor, routing: Routing, weights: Weights) -> Tensor:
 @_disable_dynamo  # its loop depends on the counts; a compiled model calls it as it is
 def sorted_loop(x_TD: Tensor, routing: Routing, weights: Weights) -> Tensor:
     """One expert after the other on its own rows, while they are in the cache; nothing but h is kept for backward."""
+    everywhere = 0 < len(routing.exp_N) == len(x_TD) * routing.num_experts
+    if everywhere and x_TD.dtype == torch.float32:  # in less, a sum would be rounded with each expert
+        return _EveryExpert.apply(x_TD, routing.gates_TE(), weights.w1_EGD, weights.w2_EFO, weights.act)
     rows = sort_pairs(routing)
     return _SortedLoop.apply(x_TD, routing.gate_N, weights.w1_EGD, weights.w2_EFO, rows, routing, weights.act)
 
@@ -111,6 +114,42 @@ class _SortedLoop(torch.autograd.Function):
         _for_each(expert, counts, rows, (w1_EGD, w2_EFO, grad_w1, grad_w2))
         grad_x = sum_pairs(grad_x_ND, place_N, None, *ctx.of_tokens) if need_x else None
         return grad_x, grad_gate_N[place_N], grad_w1, grad_w2, None, None, None
+
+
+class _EveryExpert(torch.autograd.Function):
+    """Where every token goes to every expert: nothing is sorted or gathered, and products add up as they are made."""
+
+    @staticmethod
+    def forward(ctx, x_TD, gate_TE, w1_EGD, w2_EFO, act):
+        h_E, y_TO = [], x_TD.new_zeros(len(x_TD), w2_EFO.shape[2])
+        for gate_T, w1, w2 in zip(gate_TE.unbind(1), w1_EGD, w2_EFO, strict=True):
+            h_E.append(x_TD @ w1.T)
+            y_TO.addmm_(act.forward(h_E[-1]).mul_(gate_T[:, None]), w2)
+        ctx.save_for_backward(x_TD, gate_TE, w1_EGD, w2_EFO, *h_E)
+        ctx.act = act
+        return y_TO
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_TO):
+        x_TD, gate_TE, w1_EGD, w2_EFO, *h_E = ctx.saved_tensors
+        need_x, _, need_w1, need_w2 = ctx.needs_input_grad[:4]
+        grad_TO = grad_TO.contiguous()
+        grad_gate_ET = gate_TE.new_empty(gate_TE.shape[1], len(gate_TE))
+        grad_x = torch.zeros_like(x_TD) if need_x else None
+        grad_w1, grad_w2 = torch.empty_like(w1_EGD), torch.empty_like(w2_EFO)
+        for e, (h, w1, w2) in enumerate(zip(h_E, w1_EGD, w2_EFO, strict=True)):
+            gate = gate_TE[:, e, None]
+            grad_a = grad_TO @ w2.T  # before the gate, so that its product with a is the gate's gradient
+            grad_h, a = ctx.act.backward(h, grad_a * gate)
+            torch.sum(grad_a.mul_(a), -1, out=grad_gate_ET[e])
+            if need_w2:
+                torch.mm(a.mul_(gate).T, grad_TO, out=grad_w2[e])
+            if need_w1:
+                torch.mm(grad_h.T, x_TD, out=grad_w1[e])
+            if grad_x is not None:
+                grad_x.addmm_(grad_h, w1)
+        return grad_x, grad_gate_ET.T, grad_w1, grad_w2, None
 
 
 def _for_each(work: Callable[..., None], counts: list[int], rows: tuple[Tensor, ...], experts: tuple[Tensor, ...]):
