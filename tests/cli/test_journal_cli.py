@@ -182,6 +182,17 @@ def test_export_has_a_row_for_every_decision(run, path, tmp_path, capsys):
     assert [file.name for file in tmp_path.iterdir() if "unfinished" in file.name] == []
 
 
+def test_export_never_ends_the_journal_itself(run, path, tmp_path):
+    fill(path, 1)
+    before = path.read_bytes()
+    with pytest.raises(ConfigError, match=r"OUT: expected a file name ending in .parquet"):
+        run("export", str(path))
+    (tmp_path / "same.parquet").hardlink_to(path)
+    with pytest.raises(ConfigError, match=r"OUT: expected another file than the one that is read"):
+        run("export", str(tmp_path / "same.parquet"))
+    assert path.read_bytes() == before
+
+
 def test_prune_removes_old_rows_and_keeps_the_sums(run, path, capsys):
     fill(path, 100)
     before = path.stat().st_size

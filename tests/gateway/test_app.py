@@ -174,6 +174,7 @@ def test_bad_feedback_is_refused(live, body, status, word):
         (b"[]", 400, None),
         (b"", 400, None),
         (b"\xff\xfe", 400, None),
+        (b'{"model": "auto", "messages": ' + b"[" * 200_000 + b"]" * 200_000 + b"}", 400, None),
         ({"messages": []}, 400, "model"),
         ({"model": 5, "messages": []}, 400, "model"),
         ({"model": "auto"}, 400, "messages"),

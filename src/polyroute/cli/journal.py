@@ -215,8 +215,10 @@ def estimate(one: Mapping[str, Any], metric: str) -> str:
 
 
 def run_export(args: argparse.Namespace, path: Path) -> int:
+    from polyroute.cli.tables import writable
     from polyroute.gateway.journal_care import export
 
+    writable("OUT", args.out, ".parquet", read=[path])
     print(f"{args.out}: {export(path, args.out):,} decisions")
     return 0
 

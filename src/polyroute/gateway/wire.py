@@ -54,7 +54,15 @@ class View(msgspec.Struct):
         return self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
 
 
-read_view = msgspec.json.Decoder(View).decode
+decode_view = msgspec.json.Decoder(View).decode
+
+
+def read_view(body: bytes) -> View:
+    """The fields of a request. Raises: msgspec.MsgspecError; BadRequestError for lists in lists without an end."""
+    try:
+        return decode_view(body)
+    except RecursionError:
+        raise BadRequestError("The body is nested too deeply to be read; send a flatter one.") from None
 
 
 def fields(body: bytes) -> dict[str, tuple[int, int, int]]:
