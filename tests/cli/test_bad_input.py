@@ -71,7 +71,7 @@ def through(call, table: Path, router: str = "knn", *options: object) -> tuple[A
     return fitted, judged, pq.read_table("p.parquet").to_pylist()
 
 
-@pytest.mark.parametrize("router", ["knn", "linear", "default"])
+@pytest.mark.parametrize("router", ["knn", "linear"])
 def test_queries_that_lack_a_model_are_left_out_and_counted(call, write, router):
     rows = rows_of()
     kept = [k for k in range(len(rows["model"])) if not (rows["model"][k] == "m1" and k % 9 == 1)]
@@ -309,3 +309,19 @@ def test_a_newcomer_that_costs_most_of_a_table_is_named_with_what_to_do(call, wr
     assert "queries lack a model's outcome and are left out: m1 answered " in told
     assert "--partial learns from them too" in told
     assert "--partial" not in call("eval", "r.npz", table, "--resamples", 10)[1]
+
+
+def test_the_default_router_keeps_the_queries_that_a_newcomer_did_not_answer(call, write):
+    rows = rows_of(90)
+    late = [model == "m1" and int(query[1:]) > 30 for model, query in zip(rows["model"], rows["query_id"], strict=True)]
+    kept = [k for k, is_late in enumerate(late) if not is_late]
+    table = write({name: [column[k] for k in kept] for name, column in rows.items()})
+    code, told, fitted = call("fit", table, "--router", "default", "-o", "r.npz")
+    assert (code, fitted["complete"]) == (0, False)
+    assert fitted["rows"] == len(
+        {q for q, split in zip(rows["query_id"], rows["split"], strict=True) if split != "test"}
+    )
+    assert "queries lack a model's outcome and are learned from as they are: m1 answered " in told
+    few = [k for k in range(len(late)) if not (rows["model"][k] == "m1" and rows["query_id"][k] == "q3")]
+    table = write({name: [column[k] for k in few] for name, column in rows.items()})
+    assert call("fit", table, "--router", "default", "-o", "r.npz")[2]["complete"]

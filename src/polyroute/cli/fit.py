@@ -25,6 +25,7 @@ from polyroute.cli.tables import (
     is_journal,
     read_outcomes,
     split_of,
+    with_newcomers,
     with_outcomes,
     writable,
 )
@@ -62,6 +63,8 @@ them, split, group_id, dataset, input_tokens. Learns from split train, chooses s
 test; without a column split it uses every row and chooses by group-aware cross-validation. A journal (SQLite) of the
 gateway serves too, as far as feedback reported quality. Features recorded-minilm are the vectors of embeddings.npy and
 queries.parquet beside the table or one folder above; the gateway cannot make them, so fit with another to serve.
+Queries that not every model answered are left out, and counted, unless --partial is given; the default router keeps
+them where they are more than a tenth, as with a model that joined late.
 The routers named default and cascade set themselves by folds within what they learn from, so they learn from train and
 valid together. A cascade reads a model's answer before it pays for another's: it needs the recorded answers of every
 model (query_id, model, response) and learns from the queries that have them all."""
@@ -131,7 +134,7 @@ def fit(outcomes: Outcomes, args: argparse.Namespace) -> Fitted:
     if split:
         split_of(outcomes, "train", args.outcomes)  # complains where there is none
         outcomes = outcomes.take(np.isin(outcomes.labels["split"], ("train", "valid")))
-    if not journal and not args.partial:
+    if not journal and not args.partial and not (args.router == DEFAULT and with_newcomers(outcomes)):
         outcomes = answered(outcomes, args.outcomes, hint="--partial learns from them too")
     outcomes = embedded(outcomes, args.features, args.outcomes)
     outcomes = Outcomes(counted(outcomes.queries), outcomes.pool, outcomes.values, outcomes.observed, outcomes.labels)

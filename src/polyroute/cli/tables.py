@@ -143,6 +143,15 @@ def answered(outcomes: Outcomes, table: Path, hint: str = "") -> Outcomes:
     return outcomes.take(rows)
 
 
+def with_newcomers(outcomes: Outcomes) -> bool:
+    """Whether more than a tenth of the queries lack a model's outcome; that they are kept is then said, with whose."""
+    left = int((~complete(outcomes)).sum())
+    if 10 * left <= len(outcomes):
+        return False
+    say(f"{left} of {len(outcomes)} queries lack a model's outcome and are learned from as they are: {rare(outcomes)}")
+    return True
+
+
 def rare(outcomes: Outcomes) -> str:
     """The models with the fewest outcomes, in words, three at most."""
     count = outcomes.observed.sum(axis=0)
