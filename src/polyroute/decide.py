@@ -98,8 +98,18 @@ def permit(
             allowed &= passes
     for query, row, why in zip(queries, allowed.tolist(), refused, strict=True):
         if not any(row):
-            raise NoCandidateError(query.id, why)
+            raise NoCandidateError(query.id, why, asked_of(query))
     return allowed, refused
+
+
+def asked_of(query: Query) -> str:
+    """What a query asks of whoever serves it, as a sentence; empty where it says nothing."""
+    asks = [f"offer {', '.join(sorted(query.needs))}"] if query.needs else []
+    if query.num_tokens is not None:
+        asks.append(f"read about {query.num_tokens:,} tokens")
+    if query.max_output is not None:
+        asks.append(f"write up to {query.max_output:,}")
+    return f"It must {' and '.join(asks)}." if asks else ""
 
 
 def decided(

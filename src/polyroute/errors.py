@@ -94,14 +94,17 @@ class UnknownCandidateError(PolyrouteError, LookupError):
 
 
 class NoCandidateError(PolyrouteError, LookupError):
-    """Every candidate is ruled out for a query. refused: candidate id -> the constraint that did it."""
+    """Every candidate is ruled out for a query.
 
-    def __init__(self, query_id: str, refused: Mapping[str, str]):
+    refused: candidate id -> the constraint that did it. asks: a sentence on what the query asks of a candidate.
+    """
+
+    def __init__(self, query_id: str, refused: Mapping[str, str], asks: str = ""):
         self.query_id, self.refused = query_id, dict(refused)
         why = ", ".join(f"{candidate} by {rule}" for candidate, rule in self.refused.items()) or "the pool is empty"
         super().__init__(
             f"No candidate may serve query {query_id!r}: expected at least 1 of {len(self.refused)}, "
-            f"got 0 ({why}). Relax a constraint or add a candidate to the pool."
+            f"got 0 ({why}).{asks and f' {asks}'} Relax a constraint or add a candidate to the pool."
         )
 
 

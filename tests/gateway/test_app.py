@@ -234,6 +234,19 @@ def test_needs_rule_candidates_out(live):
     assert answer.status == 400
     assert error_of(content)["code"] == "no_candidate"
     assert "offers_needs" in error_of(content)["message"]
+    assert "It must offer vision and read about" in error_of(content)["message"]
+
+
+def test_headers_that_cannot_be_followed_are_named_with_what_came(live):
+    for headers, said in (
+        ({"x-polyroute-policy": "auto:chaep"}, "x-polyroute-policy: Unknown policy 'auto:chaep'"),
+        ({"x-polyroute-trade-off": "-1"}, "x-polyroute-trade-off: expected a number of 0 or more, got '-1'."),
+    ):
+        for path in ("/v1/chat/completions", "/polyroute/v1/route"):
+            body = {"model": "auto", "messages": [{"role": "user", "content": "Hi"}]}
+            answer, content = live.call("POST", path, body, headers)
+            assert answer.status == 400
+            assert said in error_of(content)["message"]
 
 
 def test_paths_and_methods_nobody_serves(live):

@@ -19,7 +19,7 @@ from polyroute.gateway.answers import ClientGoneError, Headers, Receive, Scope, 
 from polyroute.gateway.asked import Asked
 from polyroute.gateway.choice import ServedPolicy, new_id, reference_cost
 from polyroute.gateway.records import FeedbackRecord
-from polyroute.gateway.road import explained, trade_off_of
+from polyroute.gateway.road import explained, policy_of, trade_off_of
 from polyroute.gateway.screening import screen
 from polyroute.gateway.telemetry import CONTENT_TYPE
 from polyroute.gateway.wire import BadRequestError, given, read_view
@@ -85,13 +85,12 @@ async def route(gateway: Gateway, scope: Scope, receive: Receive, send: Send) ->
         view = read_view(body)
     except ClientGoneError:
         return
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise BadRequestError(*explained(error)) from None
-    name = headers.get(b"x-polyroute-policy", b"").decode("latin-1") or view.model
-    policy = gateway.brain.policies.get(name)
-    if policy is None:
-        unknown = UnknownNameError("virtual model", name, gateway.brain.policies)
-        raise BadRequestError(str(unknown), "model", status=404, code="model_not_found")
+    try:
+        policy = policy_of(gateway.brain, headers, view.model)
+    except UnknownNameError as error:
+        raise BadRequestError(str(error), "model", status=404, code="model_not_found") from None
     begin = perf_counter()
     verdict = await screen(gateway, view)
     asked = Asked(

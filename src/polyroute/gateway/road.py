@@ -20,7 +20,7 @@ from polyroute.gateway.answers import (
     send_bytes,
 )
 from polyroute.gateway.asked import Asked
-from polyroute.gateway.choice import Choice, new_id, usd_of
+from polyroute.gateway.choice import Choice, ServedPolicy, new_id, usd_of
 from polyroute.gateway.headers import one_line, upstream_headers
 from polyroute.gateway.reading import ask_and_read, together
 from polyroute.gateway.records import OutcomeRecord
@@ -30,6 +30,7 @@ from polyroute.gateway.wire import BadRequestError, View, ask_for_usage, given, 
 
 if TYPE_CHECKING:
     from polyroute.gateway.app import Gateway
+    from polyroute.gateway.brain import Brain
 
 SESSION_HEADERS = (b"x-session-id", b"x-conversation-id", b"x-claude-code-session-id")
 
@@ -86,7 +87,7 @@ async def accept(gateway: Gateway, road: Exchange, receive: Receive) -> tuple[Vi
         view = read_view(body)
         gateway.telemetry.stage("accept", perf_counter() - road.started)
         road.choice = await decide(gateway, view, road, tenant)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise BadRequestError(*explained(error)) from None
     except UnknownNameError as error:
         raise BadRequestError(str(error), "model", status=404, code="model_not_found") from None
@@ -104,8 +105,10 @@ def request_id(headers: dict[bytes, bytes]) -> str:
     return new_id("req")
 
 
-def explained(error: msgspec.MsgspecError) -> tuple[str, str | None]:
-    """msgspec's message, and the field it names."""
+def explained(error: msgspec.MsgspecError | RecursionError) -> tuple[str, str | None]:
+    """What is wrong with the JSON of a body, and the field at fault where one is named."""
+    if isinstance(error, RecursionError):
+        return "The body is nested too deeply to be read; send a flatter one.", None
     text = str(error)
     parameter = text.rsplit("`$.", 1)[-1].rstrip("`") if "`$." in text else None
     if "missing required field `model`" in text:
@@ -125,10 +128,7 @@ async def decide(gateway: Gateway, view: View, road: Exchange, tenant: str | Non
             candidate, endpoint=road.endpoint, request_id=road.request_id, session=session, tenant=tenant,
             verdict=verdict,
         )  # fmt: skip
-    name = headers.get(b"x-polyroute-policy", b"").decode("latin-1") or requested
-    policy = brain.policies.get(name)
-    if policy is None:
-        raise UnknownNameError("model", name, [*brain.policies, *brain.by_id])
+    policy = policy_of(brain, headers, requested)
     if road.endpoint == "embeddings":
         raise BadRequestError(
             f"{requested!r} is a virtual model, and vectors of different models do not mix: name a model.", "model"
@@ -141,6 +141,20 @@ async def decide(gateway: Gateway, view: View, road: Exchange, tenant: str | Non
     gateway.telemetry.stage("signals", choice.took[0])
     gateway.telemetry.stage("decide", choice.took[1])
     return choice
+
+
+def policy_of(brain: Brain, headers: dict[bytes, bytes], requested: str) -> ServedPolicy:
+    """The policy a header names, else the one that is named as the model.
+
+    Raises: BadRequestError for an unknown header; UnknownNameError for a model that nobody knows.
+    """
+    named = headers.get(b"x-polyroute-policy", b"").decode("latin-1")
+    policy = brain.policies.get(named or requested)
+    if policy is not None:
+        return policy
+    if named:
+        raise BadRequestError(f"x-polyroute-policy: {UnknownNameError('policy', named, brain.policies)}")
+    raise UnknownNameError("model", requested, [*brain.policies, *brain.by_id])
 
 
 def session_of(headers: dict[bytes, bytes]) -> str | None:
@@ -161,7 +175,8 @@ def trade_off_of(headers: dict[bytes, bytes]) -> float | None:
     except ValueError:
         value = -1.0
     if not 0 <= value < float("inf"):
-        raise BadRequestError(f"x-polyroute-trade-off: expected a number of 0 or more, got {wanted[:40]!r}.")
+        got = wanted[:40].decode("latin-1")
+        raise BadRequestError(f"x-polyroute-trade-off: expected a number of 0 or more, got {got!r}.")
     return value
 
 

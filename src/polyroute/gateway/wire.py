@@ -54,15 +54,7 @@ class View(msgspec.Struct):
         return self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
 
 
-decode_view = msgspec.json.Decoder(View).decode
-
-
-def read_view(body: bytes) -> View:
-    """The fields of a request. Raises: msgspec.MsgspecError; BadRequestError for lists in lists without an end."""
-    try:
-        return decode_view(body)
-    except RecursionError:
-        raise BadRequestError("The body is nested too deeply to be read; send a flatter one.") from None
+read_view = msgspec.json.Decoder(View).decode
 
 
 def fields(body: bytes) -> dict[str, tuple[int, int, int]]:
