@@ -5,6 +5,7 @@ import importlib.util
 import io
 import json
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from polyroute.artefact import load, save
 from polyroute.cli import main
 from polyroute.cli.eval import finite
 from polyroute.cli.predict import weights_of
-from polyroute.cli.progress import Steps
+from polyroute.cli.progress import Steps, elapsed
 from polyroute.data.export import write_outcomes
 from polyroute.data.outcomes import load_outcomes
 from polyroute.data.synthetic import synthetic_outcomes
@@ -468,3 +469,18 @@ def test_the_default_router_by_the_command_line(run, table, tmp_path):
 def test_the_default_router_takes_no_prior(run, table, tmp_path):
     code = run("fit", table, "--router", "default", "--prior", "default", "-o", tmp_path / "r.npz", *FEATURES)[0]
     assert code != 0
+
+
+def test_work_without_steps_says_how_long_it_has_been_going_on(monkeypatch):
+    monkeypatch.setattr("polyroute.cli.progress.TICK_S", 0.001)
+    stream = io.StringIO()
+    with elapsed("fitting", stream=stream, after_s=0, every_s=0):
+        while stream.getvalue().count("\n") < 3:
+            time.sleep(0.001)
+    assert stream.getvalue().startswith("fitting: 0 s\nfitting: 0 s\n")
+    before = stream.getvalue()
+    time.sleep(0.01)
+    assert stream.getvalue() == before
+    with pytest.raises(ZeroDivisionError), elapsed("fitting", stream=stream, after_s=9):
+        _ = 1 / 0
+    assert stream.getvalue() == before

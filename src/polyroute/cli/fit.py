@@ -16,7 +16,7 @@ import numpy as np
 from polyroute import __version__
 from polyroute.artefact import load, save
 from polyroute.cli.arguments import seed_of
-from polyroute.cli.progress import Steps, say
+from polyroute.cli.progress import Steps, elapsed, say
 from polyroute.cli.tables import (
     FEATURES,
     answered,
@@ -175,10 +175,12 @@ def fit_whole(outcomes: Outcomes, args: argparse.Namespace) -> Fitted:
                 f"--answers: expected queries of {args.outcomes.name} with an answer of every model, got none."
             )
         say(f"reading the answers to {len(table):,} queries")
-        router = verified_cascade(seed=args.seed).fit(table, evidence_of(table, answers))
+        with elapsed("fitting"):
+            router = verified_cascade(seed=args.seed).fit(table, evidence_of(table, answers))
     else:
         say(f"fitting on {len(table):,} queries")
-        router = Default(args.seed).fit(table)
+        with elapsed("fitting"):
+            router = Default(args.seed).fit(table)
     split = "train and valid" if "split" in table.labels else "all rows"
     info = {
         "router": args.router, "table": args.outcomes.name, "features": args.features, "split": split,
