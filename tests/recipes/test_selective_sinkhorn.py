@@ -10,9 +10,22 @@ from polyroute.nn.corpora import Regress, batches
 from polyroute.nn.gates import Hard
 from polyroute.nn.metrics import max_vio
 from polyroute.nn.moe import aux_losses, layers
+from polyroute.nn.normalise import SelectionBias
 from polyroute.nn.testbed import seeded, train
 from polyroute.nn.transformer import TinyNet
-from polyroute.proofs.selective_sinkhorn import ARMS, EXPERTS, SHARE, Broken, built, optimizer
+from polyroute.proofs.selective_sinkhorn import (
+    ARMS,
+    BIAS,
+    EXPERTS,
+    SIZES,
+    Arm,
+    Biases,
+    Broken,
+    Worlds,
+    built,
+    optimizer,
+    trained,
+)
 from polyroute.recipes.moe_baselines import softmax_top_k
 from polyroute.recipes.selective_sinkhorn import selective_sinkhorn
 
@@ -80,26 +93,53 @@ def test_layers_draw_for_themselves_and_recomputation_draws_the_same():
 
 def test_the_proofs_arms_begin_alike_and_differ_in_training_alone():
     x_TD = torch.randn(40, 16, generator=torch.Generator().manual_seed(0))
-    outputs = [built(kind, 3).eval()(x_TD) for kind in ARMS]
+    outputs = [built(arm, 3).eval()(x_TD) for arm in ARMS.values()]
     assert all(torch.equal(outputs[0], y) for y in outputs[1:])
-    drawn = next(step for step in range(2000) if built("transport", 3).router.norm.draws(step, 0))
-    assert drawn < 10 / SHARE
+    drawn = next(step for step in range(300) if built(Arm("transport", 0.1), 3).router.norm.draws(step, 0))
     made = {}
-    for kind in ARMS:
-        layer = built(kind, 3)
+    for how in ("nothing", "balance", "transport", "dealt", "rows"):
+        layer = built(Arm(how, 0.1), 3)
         layer.step = drawn
         layer(x_TD)
-        made[kind] = layer.routing.probs_TE.detach()
+        made[how] = layer.routing.probs_TE.detach()
     assert torch.equal(made["nothing"], made["balance"])
     plan, dealt, rows = made["transport"], made["dealt"], made["rows"]
     torch.testing.assert_close(dealt.sum(0), plan.sum(0))
     assert not torch.equal(dealt, plan)
     assert (plan.sum(0) - 5).abs().max() < 0.05 < (rows.sum(0) - 5).abs().max()
-    assert Broken(3, "rows").build(16, EXPERTS)(x_TD[:, :EXPERTS], layer._context(x_TD, None)).shape == (40, EXPERTS)
+    norm = Broken(3, "rows", 0.1).build(16, EXPERTS)
+    assert norm(x_TD[:, :EXPERTS], layer._context(x_TD, None)).shape == (40, EXPERTS)
+
+
+def test_only_an_auxiliary_loss_feels_the_size_of_the_tasks():
+    seeds = [3, 4]
+    for how, feels in (("transport", False), ("bias", False), ("balance", True)):
+        ends = [trained(Worlds(seeds), seeds, Arm(how, 0.3, size), 30) for size in SIZES]
+        weights = [[p.detach() for p in layer.parameters()] for layer in ends]
+        same = [all(torch.equal(a, b) for a, b in zip(weights[1], w, strict=True)) for w in weights]
+        assert same == [not feels, True, not feels], how
+
+
+def test_the_proofs_biases_are_those_of_each_world_alone():
+    both, alone = Biases(2), [SelectionBias(BIAS).build(16, EXPERTS) for _ in range(2)]
+    layer = softmax_top_k(16, 16, EXPERTS, k=1, renorm=False)
+    x_TD = torch.randn(40, 16, generator=torch.Generator().manual_seed(0))
+    for bias, part in zip(alone, x_TD.chunk(2), strict=True):
+        layer(part)
+        bias.observe(layer.routing)
+        bias.end_step()
+    layer(x_TD)
+    both.observe(layer.routing)
+    both.end_step()
+    choice_TE = torch.zeros(40, EXPERTS)
+    expected = torch.cat([bias(choice_TE[:20], None, x_TD) for bias in alone])
+    assert torch.equal(both(choice_TE, None, x_TD), expected)
+    assert not torch.equal(expected[0], expected[20])
+    assert expected[0].abs().max() < 2 * BIAS
 
 
 def test_the_proofs_optimizer_moves_router_and_experts_at_their_own_rates():
-    layer = built("nothing", 3)
+    layer = built(Arm("nothing"), 3)
     before = {name: p.detach().clone() for name, p in layer.named_parameters()}
     made = optimizer(layer, 8e-2)
     layer(torch.randn(40, 16, generator=torch.Generator().manual_seed(0))).square().mean().backward()
