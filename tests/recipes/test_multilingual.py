@@ -18,6 +18,7 @@ from polyroute.nn.moe import MoE
 from polyroute.nn.selection import TopK
 from polyroute.nn.testbed import seeded
 from polyroute.nn.transformer import TinyLM
+from polyroute.proofs.multilingual import MODULUS, OWN, RICH, Crawls, every_sum, right, right_with_routes_of
 from polyroute.recipes.multilingual import (
     frequencies,
     language_divergence,
@@ -98,3 +99,32 @@ def test_task_experts_and_steering_towards_them():
 def test_the_middle_third(depth, expected):
     model = TinyLM(5, 4, depth, 0, lambda layer: MoE(4, 2, 2), context=4)
     assert middle_layers(model) == [f"stack.blocks.{i}.ffn" for i in expected]
+
+
+def test_the_proof_s_world_says_the_same_in_all_languages():
+    world, rng = Crawls(3), np.random.default_rng(0)
+    a, b = every_sum(0), every_sum(5)
+    assert len(a.x) == 36
+    assert torch.equal(a.x + 5 * OWN, b.x)
+    assert torch.equal(a.y, b.y)
+    terms = a.x[:, 1:] - MODULUS
+    assert torch.equal(terms.sum(1) % MODULUS, a.y[:, -1])
+    domain_B = world.batch(rng, 20_000).domain_B
+    poor = domain_B >= 2 * RICH
+    assert float(poor.float().mean()) == pytest.approx(0.5, abs=0.02)
+    assert float((domain_B[poor] % 2 == 0).float().mean()) == pytest.approx(0.003, abs=0.002)
+
+
+def test_given_routes_are_taken_and_given_back():
+    batch, other = every_sum(1), every_sum(0)
+    with seeded(0):
+        model = TinyLM(Crawls.vocab, 8, 3, 2, lambda layer: MoE(8, 4, 4, select=TopK(1), gate=Raw()), context=3)
+    before = right(model, batch)
+    assert right_with_routes_of(model, batch, batch) == before
+    right_with_routes_of(model, other, batch)
+    name = middle_layers(model)[0]
+    taken = dict(model.named_modules())[name].routing.exp_N.clone()
+    with torch.no_grad():
+        model(other.x)
+    assert torch.equal(dict(model.named_modules())[name].routing.exp_N, taken)
+    assert right(model, batch) == before
