@@ -11,19 +11,21 @@ from polyroute.nn.gates import Hard
 from polyroute.nn.metrics import max_vio
 from polyroute.nn.moe import aux_losses, layers
 from polyroute.nn.normalise import SelectionBias
+from polyroute.nn.side_by_side import side_by_side
 from polyroute.nn.testbed import seeded, train
 from polyroute.nn.transformer import TinyNet
 from polyroute.proofs.selective_sinkhorn import (
     ARMS,
     BIAS,
     EXPERTS,
+    GROUP,
     SIZES,
     Arm,
     Biases,
-    Broken,
     Worlds,
     built,
     optimizer,
+    together,
     trained,
 )
 from polyroute.recipes.moe_baselines import softmax_top_k
@@ -92,29 +94,49 @@ def test_layers_draw_for_themselves_and_recomputation_draws_the_same():
 
 
 def test_the_proofs_arms_begin_alike_and_differ_in_training_alone():
-    x_TD = torch.randn(40, 16, generator=torch.Generator().manual_seed(0))
-    outputs = [built(arm, 3).eval()(x_TD) for arm in ARMS.values()]
+    x_WLD = torch.randn(2, 40, 16, generator=torch.Generator().manual_seed(0))
+    outputs = [together([3, 4], arm).eval()(x_WLD) for arm in ARMS.values()]
     assert all(torch.equal(outputs[0], y) for y in outputs[1:])
-    drawn = next(step for step in range(300) if built(Arm("transport", 0.1), 3).router.norm.draws(step, 0))
+    draws = [built(Arm("transport", 0.1), seed).router.norm.draws for seed in (3, 4)]
     made = {}
     for how in ("nothing", "balance", "transport", "dealt", "rows"):
-        layer = built(Arm(how, 0.1), 3)
-        layer.step = drawn
-        layer(x_TD)
-        made[how] = layer.routing.probs_TE.detach()
+        layer = together([3, 4], Arm(how, 0.1 * (how in ("transport", "dealt", "rows"))))
+        layer.step = next(step for step in range(300) if draws[0](step, 0) and not draws[1](step, 0))
+        layer(x_WLD)
+        made[how] = layer.routing.probs_TE.detach().reshape(2, 40, EXPERTS)
+    assert all(torch.equal(made["nothing"][1], scores[1]) for scores in made.values())
     assert torch.equal(made["nothing"], made["balance"])
-    plan, dealt, rows = made["transport"], made["dealt"], made["rows"]
+    plan, dealt, rows = (made[how][0] for how in ("transport", "dealt", "rows"))
     torch.testing.assert_close(dealt.sum(0), plan.sum(0))
     assert not torch.equal(dealt, plan)
     assert (plan.sum(0) - 5).abs().max() < 0.05 < (rows.sum(0) - 5).abs().max()
-    norm = Broken(3, "rows", 0.1).build(16, EXPERTS)
-    assert norm(x_TD[:, :EXPERTS], layer._context(x_TD, None)).shape == (40, EXPERTS)
+
+
+def test_the_proofs_plans_are_those_of_each_world_alone():
+    seeds, arm = [3, 4, 5], Arm("transport", 0.5)
+    apart, one = side_by_side([built(arm, seed) for seed in seeds]), together(seeds, arm)
+    x_WLD = torch.randn(3, 40, 16, generator=torch.Generator().manual_seed(0))
+    for step in range(6):
+        apart.step = one.step = step
+        torch.testing.assert_close(one(x_WLD), apart(x_WLD))
+    for layer in (apart, one):
+        layer(x_WLD).square().sum().backward()
+    for ours, theirs in zip(one.parameters(), apart.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+def test_a_worlds_tokens_are_the_same_however_many_worlds_there_are():
+    few, many = Worlds(range(70, 70 + GROUP)), Worlds(range(70, 70 + GROUP + 3))
+    for _, one, other in zip(range(2), few.stream(), many.stream(), strict=False):
+        assert torch.equal(one.x, other.x[:GROUP])
+        assert torch.equal(one.y, other.y[:GROUP])
+    assert not torch.equal(other.x[0], other.x[GROUP])
 
 
 def test_only_an_auxiliary_loss_feels_the_size_of_the_tasks():
     seeds = [3, 4]
     for how, feels in (("transport", False), ("bias", False), ("balance", True)):
-        ends = [trained(Worlds(seeds), seeds, Arm(how, 0.3, size), 30) for size in SIZES]
+        ends = [trained(Worlds(seeds), Arm(how, 0.3 * (how == "transport"), size), 30) for size in SIZES]
         weights = [[p.detach() for p in layer.parameters()] for layer in ends]
         same = [all(torch.equal(a, b) for a, b in zip(weights[1], w, strict=True)) for w in weights]
         assert same == [not feels, True, not feels], how
