@@ -148,13 +148,13 @@ class Brain:
     def choose(self, asked: Sequence[Asked], signals: Sequence[Signals]) -> list[Choice | NoCandidateError]:
         """Weigh what requests of one kind tell; NoCandidateError where every candidate is ruled out."""
         try:
-            return list(self.weighed(asked, signals))
+            return list(self.choose_together(asked, signals))
         except NoCandidateError as error:
             if len(asked) == 1:
                 return [error]
         return [self.choose([one], [told])[0] for one, told in zip(asked, signals, strict=True)]
 
-    def weighed(self, asked: Sequence[Asked], signals: Sequence[Signals]) -> list[Choice]:
+    def choose_together(self, asked: Sequence[Asked], signals: Sequence[Signals]) -> list[Choice]:
         """The choices of requests of one kind. Raises: NoCandidateError of the first that nobody may serve."""
         lead, now = asked[0], self.clock()
         policy, pool = lead.policy, lead.policy.pool
