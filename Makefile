@@ -41,7 +41,7 @@ docs: $(VENV)/test.done
 bench-gateway: $(VENV)/test.done
 	$(RUN) -m benches.bench_gateway
 
-bench-moe: $(VENV)/test.done ## expert layers against transformers and the dense limit; 15 minutes
+bench-moe: $(VENV)/test.done ## expert layers against transformers and the dense limit; 40 minutes
 	$(RUN) -m benches.bench_moe --page docs/results/expert.md
 
 demo-replay: $(VENV)/test.done

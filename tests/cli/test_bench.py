@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from polyroute.cli import main
-from polyroute.cli.bench import code_of, imported, read, unfit
+from polyroute.cli.bench import unfit
+from polyroute.cli.kept import code_of, imported, read
 from polyroute.data.export import write_outcomes
 from polyroute.data.synthetic import synthetic_outcomes
 
@@ -140,6 +141,12 @@ def test_newcomers_are_measured_by_one_command(folder, capsys):
 )
 def test_mistakes_are_named_before_any_work(folder, bench, words, told):
     assert told in bench(*words)
+
+
+def test_a_page_that_cannot_be_written_is_named_before_any_work(folder, bench):
+    (folder / "page.md").mkdir()
+    assert "--output: expected a file that may be written, got 'page.md'" in bench("--routers", "knn")
+    assert not (folder / ".polyroute").exists()
 
 
 def test_what_cannot_take_part_says_why():

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import ast
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from importlib.util import find_spec
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -19,12 +17,13 @@ from polyroute.artefact import ROUTERS, load, resolve_router, save
 from polyroute.cli import newcomer
 from polyroute.cli.arguments import seed_of
 from polyroute.cli.fit import made_with
+from polyroute.cli.kept import code_of, read, write
 from polyroute.cli.progress import Steps, say
-from polyroute.cli.tables import FEATURES, answered, counted, embedded
+from polyroute.cli.tables import FEATURES, answered, counted, embedded, writable
 from polyroute.data.outcomes import load_outcomes
 from polyroute.data.recorded import recorded_answers
 from polyroute.data.synthetic import synthetic_outcomes
-from polyroute.errors import ConfigError, PolyrouteError, UnknownNameError
+from polyroute.errors import PolyrouteError, UnknownNameError
 from polyroute.offline.benchmark import (
     PLAIN_KNN,
     PROTOCOL,
@@ -93,15 +92,13 @@ def add(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.output is None:
         args.output = Path("docs/results") / ("request.md" if args.scale == "request" else "newcomers.md")
-    if args.output.suffix != ".md":
-        raise ConfigError("--output", got=str(args.output), expected="a file name ending in .md")
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    writable("--output", args.output, ".md")
     if args.scale == "newcomer":
         tables = [path for name, path in tables_wanted(args).items() if args.tables or name in TARGETS]
-        args.output.parent.mkdir(parents=True, exist_ok=True)
         return newcomer.run(args, tables)
     wanted = what_is_wanted(args)
     args.cache.mkdir(parents=True, exist_ok=True)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
     sections = []
     for table in wanted.tables:
         for features in wanted.features:
@@ -290,48 +287,6 @@ def mark_of(name: str, content: str, features: str, args: argparse.Namespace) ->
         modules.add(ROUTERS.get(name, name).partition(":")[0])
     facts = [PROTOCOL, name, content, features, args.resamples, args.seed, settings, code_of(modules)]
     return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()[:16]
-
-
-def code_of(modules: set[str]) -> str:
-    """A hash of the source of some modules and of every module of ours they import, and those import."""
-    seen: dict[str, bytes] = {}
-    left = sorted(modules)
-    while left:
-        module = left.pop()
-        spec = find_spec(module) if module not in seen else None
-        if spec is None or spec.origin is None:
-            continue
-        seen[module] = Path(spec.origin).read_bytes()
-        left += [name for name in imported(seen[module]) if name.startswith("polyroute.")]
-    digest = hashlib.sha256()
-    for module in sorted(seen):
-        digest.update(module.encode() + b"\0" + seen[module])
-    return digest.hexdigest()
-
-
-def imported(source: bytes) -> Iterator[str]:
-    """The modules a file imports from."""
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            yield node.module
-        elif isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-
-
-def read(path: Path, mark: str) -> Record | None:
-    """A record that still holds, or None."""
-    try:
-        found: Record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) and found.get("mark") == mark else None
-
-
-def write(path: Path, record: Mapping[str, Any]) -> None:
-    """The file appears whole or not at all."""
-    unfinished = path.with_suffix(".part")
-    unfinished.write_text(json.dumps(record), encoding="utf-8")
-    unfinished.replace(path)
 
 
 def section(table: str, features: str, records: Mapping[str, Record], output: Path) -> Section:
