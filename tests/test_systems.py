@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import tomllib
 from collections import Counter
 from importlib.resources import files
 from pathlib import Path
@@ -95,6 +96,21 @@ def test_an_installation_has_the_table_too():
     inside = files("polyroute.data").joinpath("systems.toml")
     assert inside.read_text(encoding="utf-8") == TABLE.read_text(encoding="utf-8")
     assert systems_file().read_text(encoding="utf-8") == TABLE.read_text(encoding="utf-8")
+
+
+def test_what_the_tests_install_runs_every_proof():
+    """Whoever cloned the project and ran `make test` can run any proof: `test` brings every extra but the docs' own."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+
+    def packages(extra: str) -> set[str]:
+        found = set()
+        for requirement in extras[extra]:
+            name = re.match(r"[\w-]+", requirement)[0]
+            inner = re.match(r"polyroute\[(.+)\]", requirement)
+            found |= {one for part in inner[1].split(",") for one in packages(part)} if inner else {name}
+        return found
+
+    assert set().union(*(packages(extra) for extra in extras if extra != "docs")) == packages("test")
 
 
 def test_a_wrong_table_is_told(tmp_path):

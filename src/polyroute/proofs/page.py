@@ -33,7 +33,8 @@ polyroute systems --status proven   # this table in the terminal
 polyroute prove 16                  # run the proof of one row
 ```
 
-The proofs of request routing read public outcome tables from the folder in `POLYROUTE_DATA`.
+The proofs of request routing read public outcome tables from the folder in `POLYROUTE_DATA`. Some need onnxruntime or
+torch: `make test` installs all they need, as does `pip install -e '.[test]'`.
 """
 TITLES = {
     "request": "Requests",
