@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from polyroute.cli import main
-from polyroute.cli.bench import unfit
 from polyroute.cli.kept import code_of, imported, read
+from polyroute.cli.wanted import unfit
 from polyroute.data.export import write_outcomes
 from polyroute.data.synthetic import synthetic_outcomes
 

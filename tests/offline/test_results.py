@@ -5,8 +5,8 @@ import pytest
 
 from polyroute.data.synthetic import synthetic_outcomes
 from polyroute.offline import benchmark
-from polyroute.offline.benchmark import bench_baselines, bench_router, ground, minus, plain_knn
-from polyroute.offline.results import Section, gap_closed, number, page
+from polyroute.offline.benchmark import bench_baselines, bench_router, ground, minus, plain_knn, speed_of_pools
+from polyroute.offline.results import Section, gap_closed, number, page, speed_targets
 from polyroute.routers.constant import Constant
 from polyroute.routers.knn import KNN
 from polyroute.routers.price import Price
@@ -48,6 +48,16 @@ def test_the_gap_runs_from_the_random_mix_to_the_oracle(named):
 def test_speed_is_measured(named):
     for name in ("decisions_per_s", "decision_p50_us", "fit_s"):
         assert 0 < named["default"][name] < np.inf
+
+
+def test_speed_among_strangers_stands_beside_its_targets(table):
+    router = KNN(prior=Constant("quality", 0.5, 0.1))
+    row = bench_router("default", router, table) | speed_of_pools(router, table) | {"file_mb": 1.25, "load_s": 0.0104}
+    assert set(row["of_pools"]["alone_us"]) == {"12, text", "500, text", "12, no text", "500, no text"}
+    assert all(0 < us < np.inf for us in row["of_pools"]["alone_us"].values())
+    lines = speed_targets([Section("routerbench", "static-1", benchmark.about(table), [row], None)]).splitlines()
+    assert lines[-1].startswith(f"| routerbench | {row['fit_s']:.1f} s | 1.2 MB | 10 ms | ")
+    assert lines[-1].count("|") == lines[-2].count("|") == lines[-3].count("|")  # a cell for each target
 
 
 def test_a_router_without_quality_is_refused(table):

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -20,9 +20,9 @@ from polyroute.cli.fit import made_with
 from polyroute.cli.kept import code_of, read, write
 from polyroute.cli.progress import Steps, say
 from polyroute.cli.tables import FEATURES, answered, counted, embedded, writable
+from polyroute.cli.wanted import tables_wanted, what_is_wanted
 from polyroute.data.outcomes import load_outcomes
 from polyroute.data.recorded import recorded_answers
-from polyroute.data.synthetic import synthetic_outcomes
 from polyroute.errors import PolyrouteError, UnknownNameError
 from polyroute.offline.benchmark import (
     PLAIN_KNN,
@@ -36,11 +36,12 @@ from polyroute.offline.benchmark import (
     ground,
     plain_knn,
     record_of,
+    speed_of_pools,
 )
 from polyroute.offline.choose import FAMILIES, QUALITY_ROUTERS, Chosen, best, families_of, quality_router, try_settings
 from polyroute.offline.evaluate import SHRUNK_KNN
 from polyroute.offline.results import CASCADE, DEFAULT, Section, page
-from polyroute.proofs.tables import data_folder
+from polyroute.proofs.systems import load_systems
 from polyroute.protocols import Router
 from polyroute.recipes.verified import verified_cascade_curve, with_answers
 from polyroute.types import Outcomes
@@ -55,15 +56,6 @@ the cache folder; with --resume, records made by the same code from the same tab
 newcomer: each model is left out and joins the default router again with a few labelled answers; see --judge."""
 BASELINES = "baselines"
 FEWEST = 50  # test queries with recorded answers below which a cascade is not judged
-
-
-class Wanted(NamedTuple):
-    """What one run covers."""
-
-    tables: list[Path]
-    features: list[str]
-    routers: list[str]
-    skipped: dict[str, str]  # router -> why it is not covered
 
 
 def add(commands: Any) -> None:
@@ -109,7 +101,8 @@ def run(args: argparse.Namespace) -> int:
                 if records := bench_table(table, features, names, args, answers=True):
                     sections.append(section(f"{table.stem}-answers", features, records, args.output))
     command = " ".join(["polyroute bench request", *options(args)])
-    text = page(sections, command=command, skipped=wanted.skipped, made_with=made_with())
+    elsewhere = targets_elsewhere()
+    text = page(sections, command=command, skipped=wanted.skipped, made_with=made_with(), elsewhere=elsewhere)
     args.output.write_text(text, encoding="utf-8")
     print(f"wrote {args.output}")
     print(json.dumps({
@@ -120,6 +113,18 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def targets_elsewhere() -> str:
+    """The targets of this scale that other commands measure, with what the last proofs said."""
+    rows = {row.id: row for row in load_systems()}
+    return "\n".join([
+        "## Targets that other commands measure\n",
+        "| target | reached |", "|---|---|",
+        "| a model added with 30 labelled answers reaches 90 % of the gain of all | [Newcomers](newcomers.md) |",
+        f"| a guard's weighted score above 0.863 | {rows[81].figures} |",
+        f"| spend within 1 % of a budget over any 1,000 requests | {rows[100].figures} |",
+    ]) + "\n"  # fmt: skip
+
+
 def options(args: argparse.Namespace) -> list[str]:
     """The options that change what is measured, as given."""
     given = []
@@ -127,47 +132,6 @@ def options(args: argparse.Namespace) -> list[str]:
         if getattr(args, name) != default:
             given += [f"--{name}", *getattr(args, name)]
     return given
-
-
-def what_is_wanted(args: argparse.Namespace) -> Wanted:
-    """Tables and routers by name. Raises: UnknownNameError."""
-    tables = tables_wanted(args)
-    names = sorted({*ROUTERS, *QUALITY_ROUTERS}) if args.routers is None else args.routers
-    skipped = {name: why for name in names if (why := unfit(name))}
-    for name, why in skipped.items():
-        say(f"left out: {name}: {why}")
-    routers = [name for name in names if name not in skipped]
-    return Wanted(list(tables.values()), args.features, routers, skipped)
-
-
-def tables_wanted(args: argparse.Namespace) -> dict[str, Path]:
-    """Tables by name. Raises: UnknownNameError."""
-    folder = data_folder() / "outcomes"
-    known = {path.stem: path for path in sorted(folder.glob("*.parquet")) if not path.stem.endswith("_responses")}
-    for name in args.tables or ():
-        if name not in known:
-            raise UnknownNameError("table", name, known)
-    return {name: known[name] for name in args.tables or known}
-
-
-def unfit(name: str) -> str:
-    """Why a router cannot take part, found out on a toy table; empty where it can."""
-    if name in QUALITY_ROUTERS:
-        return ""
-    table = synthetic_outcomes(60, 2, rng=np.random.default_rng(0)).outcomes
-    try:
-        router = resolve_router(name)()
-    except TypeError:
-        return "has no defaults: it is made of other routers or needs settings"
-    except UnknownNameError:
-        if name not in ROUTERS:  # a mistake of who asked for it
-            raise
-        return "cannot be imported"
-    try:
-        estimates = router.fit(table).predict(table.queries[:2], table.pool)
-    except PolyrouteError as problem:
-        return f"cannot learn from a table of outcomes ({problem})"
-    return "" if "quality" in estimates else f"predicts {', '.join(estimates) or 'nothing'}, not quality"
 
 
 def bench_table(
@@ -246,6 +210,8 @@ def measured(name: str, table: Ground, chosen: Chosen) -> Record:
     took = time.perf_counter() - started
     own = {family: chosen[family] for family in families}
     record = {"chosen": own, "choosing_s": took} | bench_router(name, router, table)
+    if name == DEFAULT:
+        record |= speed_of_pools(router, table)
     return record | size_of(router, table)
 
 

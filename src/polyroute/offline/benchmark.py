@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,9 +24,9 @@ from polyroute.offline.pairs import weak_and_strong
 from polyroute.offline.split import part
 from polyroute.protocols import Router
 from polyroute.routers.knn import KNN
-from polyroute.types import Array, Outcomes
+from polyroute.types import Array, Candidate, Outcomes, Profile, Query
 
-PROTOCOL = 3  # raised when a figure would come out otherwise: older records are then made anew
+PROTOCOL = 4  # raised when a figure would come out otherwise: older records are then made anew
 PLAIN_KNN = "plain kNN"
 PLAIN = Family(KNN, grid(k=(160, 120, 80, 40), kappa=(0.0,)))
 TARGETS = {"routerbench": 0.843, "llmrouter9": 0.671, "routellm": 0.787, "routerdc7": 0.628}
@@ -33,6 +34,7 @@ TARGET_ECE, TARGET_GAP = 0.03, 0.35
 BATCH = 1024  # queries decided at once when decisions are counted
 COUNTED_S = 0.5  # for how long
 ONE_BY_ONE = 200  # queries decided alone
+POOLS = (12, 500)  # candidates one decision is timed among
 Record = dict[str, Any]  # one way of routing on one table, JSON-able
 
 
@@ -126,26 +128,58 @@ def about(table: Ground) -> Record:
 
 def speed(router: Router, table: Ground) -> Record:
     """Decisions a second in batches, and the time of one decision alone, from ready embeddings."""
-    queries = [table.test.queries[i % len(table.test)] for i in range(max(BATCH, len(table.test)))]
-    pool, cost = table.test.pool, table.cost
+    queries, pool = table.test.queries, table.test.pool
+    return {"decisions_per_s": in_batches(router, queries, pool, table),
+            "decision_p50_us": alone(router, queries, pool, table)}  # fmt: skip
 
-    def decide(some: Sequence[Any]) -> None:
-        estimates = router.predict(some, pool)
-        expected = estimates["cost"].mean if "cost" in estimates else cost[: len(some)]
-        rows = np.arange(len(some)) % len(expected)
-        (estimates["quality"].mean - expected[rows] / table.reference).argmax(axis=1)
 
+def speed_of_pools(router: Router, table: Ground) -> Record:
+    """The same for a router that serves strangers, among 12 and 500 candidates, with the queries' texts and without.
+
+    A ready embedding may be all there is of a query; a router that reads words as well then has less to do.
+    """
+    bare = [replace(query, text="") for query in table.test.queries]
+    found: Record = {"per_s": {}, "alone_us": {}}
+    for kind, queries in (("text", table.test.queries), ("no text", bare)):
+        found["per_s"][kind] = in_batches(router, queries, table.test.pool, table)
+        for size in POOLS:
+            price = Profile(price_in=1.0, price_out=2.0)
+            strangers = [Candidate(f"stranger {i}", profile=price) for i in range(size - len(table.test.pool))]
+            pool = [*table.test.pool, *strangers][:size]
+            found["alone_us"][f"{size}, {kind}"] = alone(router, queries, pool, table)
+    return {"of_pools": found}
+
+
+def in_batches(router: Router, queries: Sequence[Query], pool: Sequence[Candidate], table: Ground) -> float:
+    """Decisions a second, BATCH queries at a time."""
+    some = [queries[i % len(queries)] for i in range(BATCH)]
     started, done = time.perf_counter(), 0
     while time.perf_counter() - started < COUNTED_S:
-        decide(queries[:BATCH])
+        decide(router, some, pool, table)
         done += BATCH
-    in_batches = done / (time.perf_counter() - started)
-    alone = []
-    for query in queries[:ONE_BY_ONE]:
+    return done / (time.perf_counter() - started)
+
+
+def alone(router: Router, queries: Sequence[Query], pool: Sequence[Candidate], table: Ground) -> float:
+    """Median microseconds of one decision."""
+    times = []
+    for query in [queries[i % len(queries)] for i in range(ONE_BY_ONE)]:
         start = time.perf_counter()
-        decide([query])
-        alone.append(time.perf_counter() - start)
-    return {"decisions_per_s": in_batches, "decision_p50_us": 1e6 * float(np.median(alone))}
+        decide(router, [query], pool, table)
+        times.append(time.perf_counter() - start)
+    return 1e6 * float(np.median(times))
+
+
+def decide(router: Router, queries: Sequence[Query], pool: Sequence[Candidate], table: Ground) -> Array:
+    """The columns chosen [n]: estimates, and the largest utility. Costs that the router lacks are the table's."""
+    estimates = router.predict(queries, pool)
+    if "cost" in estimates:
+        expected = estimates["cost"].mean
+    else:
+        rows, columns = np.arange(len(queries)) % len(table.cost), np.arange(len(pool)) % table.cost.shape[1]
+        expected = table.cost[rows][:, columns]
+    found: Array = (estimates["quality"].mean - expected / table.reference).argmax(axis=1)
+    return found
 
 
 def minus(one: Mapping[str, Any], other: Mapping[str, Any], of: str = "samples") -> Difference:
