@@ -152,10 +152,12 @@ class Wording(NamedTuple):
         np.matmul(often, self.table[:FREQUENT], out=out)
         rare = at[~hot]
         end = np.cumsum(size - np.bincount(text[hot], minlength=len(texts))).tolist()
-        begin = 0
+        begin, place = 0, np.empty((int(size.max(initial=0)), self.table.shape[1]), dtype=np.float32)
         for row, stop in zip(out, end, strict=True):
             if begin < stop:  # a text at a time, since what is gathered then stays in the cache
-                row += ONES[: stop - begin] @ self.table[rare[begin:stop]]
+                gathered = place[: stop - begin]
+                self.table.take(rare[begin:stop], axis=0, out=gathered, mode="clip")  # all inside; clip needs no copy
+                row += ONES[: stop - begin] @ gathered
             begin = stop
         length = np.sqrt(np.bincount(text, self.rarity[at] ** 2, minlength=len(texts)))
         out /= np.maximum(length, 1e-6).astype(np.float32)[:, None]
