@@ -64,6 +64,24 @@ PREFIXES: Mapping[str, Mapping[str, Handler]] = {
 }
 
 
+def endpoint_of(scope: Scope) -> Mapping[str, Handler] | None:
+    """The handlers of a path that is not in ROUTES as it stands: one with an id in it, or with a slash too many."""
+    path: str = scope["path"]
+    shorter = path.rstrip("/")
+    if shorter in ROUTES and shorter != path:
+        scope["path"] = shorter
+        return ROUTES[shorter]
+    return next((table for prefix, table in PREFIXES.items() if path.startswith(prefix)), None)
+
+
+def nowhere(path: str) -> str:
+    """What to tell a client that asks for a path that is not there; most often its base URL is at fault."""
+    for meant in (f"/v1{path}", path.removeprefix("/v1"), "/" + path.lstrip("/")):
+        if meant in ROUTES and meant != path:
+            return f"No endpoint {path!r}; did you mean {meant!r}? The base URL of an OpenAI client ends in /v1, once."
+    return f"No endpoint {path!r}. See /v1/models and the docs."
+
+
 @dataclass(kw_only=True)
 class Gateway:
     """The running gateway: what it may call, what it knows, what it writes down."""
@@ -95,16 +113,16 @@ class Gateway:
             return await self.lifespan(receive, send)
         if scope["type"] != "http":
             raise PolyrouteError(f"expected an HTTP request, got {scope['type']!r}")
-        path: str = scope["path"]
-        methods = ROUTES.get(path)
+        methods = ROUTES.get(scope["path"]) or endpoint_of(scope)
         if methods is None:
-            methods = next((table for prefix, table in PREFIXES.items() if path.startswith(prefix)), None)
-        if methods is None:
-            return await send_error(send, 404, f"No endpoint {path!r}. See /v1/models and the docs.", code="not_found")
-        handler = methods.get(scope["method"])
+            return await send_error(send, 404, nowhere(scope["path"]), code="not_found")
+        method = scope["method"]
+        handler = methods.get("GET" if method == "HEAD" else method)  # the front door leaves the body of a HEAD out
         if handler is None:
             wanted = ", ".join(methods)
-            return await send_error(send, 405, f"{path}: expected {wanted}, got {scope['method']}.", code="method")
+            message = f"{scope['path']}: expected {wanted}, got {method}."
+            allow = [(b"allow", (wanted.replace("GET", "GET, HEAD")).encode())]
+            return await send_error(send, 405, message, code="method", headers=allow)
         try:
             await handler(self, scope, receive, send)
         except BadRequestError as error:

@@ -230,3 +230,7 @@ class Brain:
         for candidate_id in [c for c, until in self.down.items() if until <= now]:
             del self.down[candidate_id]
         return self.missing.union(self.down)
+
+    def rest_s(self) -> float | None:
+        """Seconds until the first of those that failed lately is tried again, at least 1; None: nobody rests."""
+        return max(1.0, min(self.down.values()) - time.monotonic()) if self.down else None

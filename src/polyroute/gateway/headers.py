@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from urllib.parse import parse_qsl, urlencode
 
 HOP_BY_HOP = frozenset(
     b"connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer transfer-encoding "
@@ -15,6 +16,7 @@ NOT_UPSTREAM = HOP_BY_HOP | frozenset(
 NOT_DOWNSTREAM = HOP_BY_HOP | frozenset((b"set-cookie", b"date", b"server", b"content-length"))
 
 
+KEYS_IN_QUERIES = frozenset(("key", "api_key", "api-key", "apikey", "access_token", "token"))
 EACH_ITS_OWN = frozenset(b"content-length authorization x-api-key api-key cookie".split())  # none goes upstream
 
 
@@ -31,6 +33,13 @@ def upstream_headers(headers: list[tuple[bytes, bytes]]) -> tuple[tuple[bytes, b
 def _for_upstream(headers: tuple[tuple[bytes, bytes], ...]) -> tuple[tuple[bytes, bytes], ...]:
     kept = [(k, v) for k, v in headers if k not in NOT_UPSTREAM and not k.startswith(b"x-polyroute-")]
     return (*kept, (b"accept-encoding", b"identity"))
+
+
+def upstream_query(query: bytes) -> str:
+    """The client's query string as a backend may see it: `?api-version=1`, or nothing. Credentials are left out."""
+    pairs = parse_qsl(query.decode("latin-1"), keep_blank_values=True)
+    kept = urlencode([(name, value) for name, value in pairs if name.lower() not in KEYS_IN_QUERIES])
+    return f"?{kept}" if kept else ""
 
 
 def downstream_headers(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:

@@ -147,7 +147,7 @@ async def relay_stream(gateway: Gateway, send: Send, road: Exchange, reply: Repl
         cut = "the stream ended before its finish reason and end marker"
     road.state = "cut" if cut is not None else "error" if stream.failed else "ok"
     road.error = cut
-    tail = rest if cut is None else error_event(f"The answer was cut short: {cut}.", "upstream_cut")
+    tail = rest if cut is None else error_event(f"The answer was cut short: {cut.rstrip('.')}.", "upstream_cut")
     road.over = True
     await send({"type": "http.response.body", "body": tail})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,7 @@ from polyroute.gateway.answers import (
 )
 from polyroute.gateway.asked import Asked
 from polyroute.gateway.choice import Choice, ServedPolicy, new_id, usd_of
-from polyroute.gateway.headers import one_line, upstream_headers
+from polyroute.gateway.headers import one_line, upstream_headers, upstream_query
 from polyroute.gateway.reading import ask_and_read, together
 from polyroute.gateway.records import OutcomeRecord
 from polyroute.gateway.relay import KIND_STATUS, RETRYABLE, Exchange, broken, relay
@@ -39,7 +40,8 @@ async def travel(gateway: Gateway, scope: Scope, receive: Receive, send: Send, e
     """Serve one request on /v1/{chat/completions, completions, embeddings}."""
     started = perf_counter()
     headers = dict(scope["headers"])
-    road = Exchange(endpoint, scope["path"], request_id(headers), started, headers=headers)
+    path = scope["path"] + upstream_query(scope["query_string"]) if scope["query_string"] else scope["path"]
+    road = Exchange(endpoint, path, request_id(headers), started, headers=headers)
     try:
         view, body = await accept(gateway, road, receive)
     except ClientGoneError:
@@ -82,6 +84,9 @@ async def accept(gateway: Gateway, road: Exchange, receive: Receive) -> tuple[Vi
     Raises: ClientGoneError; BadRequestError for whatever keeps it from being served.
     """
     tenant = gateway.tenant_of(road.headers)
+    if (coding := road.headers.get(b"content-encoding", b"identity").lower()) not in (b"identity", b""):
+        got = coding[:40].decode("latin-1")
+        raise BadRequestError(f"content-encoding: expected a body as it is, got one in {got!r}.", status=415)
     body = await read_body(receive, gateway.max_body)
     try:
         view = read_view(body)
@@ -238,6 +243,8 @@ async def refuse(gateway: Gateway, send: Send, road: Exchange, error: BadRequest
     headers = [(b"x-polyroute-schema", b"1"), (b"x-polyroute-request-id", one_line(road.request_id))]
     if status not in (408, 429, 503):
         headers.append((b"x-should-retry", b"false"))
+    if error.code == "no_candidate" and status == 503 and (wait_s := gateway.brain.rest_s()) is not None:
+        headers.append((b"retry-after", b"%d" % math.ceil(wait_s)))
     await send_bytes(
         send, status, error_body(status, str(error), error.parameter, error.code), b"application/json", headers
     )

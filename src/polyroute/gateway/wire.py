@@ -44,14 +44,15 @@ class View(msgspec.Struct):
     tools: msgspec.Raw = NOTHING
     response_format: msgspec.Raw = NOTHING
     modalities: list[str] | None = None
-    max_tokens: int | None = None
-    max_completion_tokens: int | None = None
+    max_tokens: int | float | None = None  # 64.0 from clients whose language has one kind of number
+    max_completion_tokens: int | float | None = None
     user: msgspec.Raw = NOTHING
     metadata: msgspec.Raw = NOTHING
 
     @property
     def max_output(self) -> int | None:
-        return self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
+        limit = self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
+        return None if limit is None else int(limit)
 
 
 read_view = msgspec.json.Decoder(View).decode

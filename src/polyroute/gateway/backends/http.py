@@ -18,6 +18,7 @@ UNREACHABLE = frozenset(("refused", "timeout", "protocol"))
 RECENT_S = 30.0  # a failure older than this says nothing about now
 
 
+@lru_cache(maxsize=256)
 def join_url(base: str, path: str) -> str:
     """Where `path` (like /v1/chat/completions) lives on a server whose base URL an OpenAI client would be given.
 
@@ -59,11 +60,10 @@ class HttpBackend:
             raise ConfigError(f"models.{id}.url", got=url, expected="a URL such as http://127.0.0.1:8000/v1")
         self.id, self.url, self.transport, self.clock = id, url, transport, clock
         self._own_headers = ((b"authorization", b"Bearer " + api_key.encode()),) if api_key else ()
-        self._urls: dict[str, str] = {}
         self._failure: tuple[float, str] | None = None  # when, what
 
     async def send(self, path: str, headers: Headers, body: bytes, timeouts: Timeouts) -> Reply:
-        url = self._urls.get(path) or self._urls.setdefault(path, join_url(self.url, path))
+        url = join_url(self.url, path)
         ours = with_our_key(tuple(headers), self._own_headers)
         try:
             reply = await self.transport.send("POST", url, ours, body, timeouts)

@@ -107,6 +107,7 @@ class ReplayBackend:
 
     async def send(self, path: str, headers: Headers, body: bytes, timeouts: Timeouts) -> CannedReply:
         """As `Backend.send`; a prompt that was not recorded is a 404 in the protocol's shape."""
+        path = path.partition("?")[0]
         if not path.endswith("/completions"):
             return refusal(404, f"{self.id} replays recorded completions and has no {path}.", "not_recorded")
         try:
