@@ -14,7 +14,7 @@ from typing import TypeAlias
 import numpy as np
 
 from polyroute.errors import PolyrouteError
-from polyroute.gateway import control
+from polyroute.gateway import control, origins
 from polyroute.gateway.answers import Receive, Scope, Send, send_error
 from polyroute.gateway.backends.status import Backend
 from polyroute.gateway.brain import Brain
@@ -94,6 +94,7 @@ class Gateway:
     transport: Transport
     timeouts: Timeouts = field(default_factory=Timeouts)
     client_keys: Sequence[str] = ()  # empty: no client authentication
+    allow_origins: Sequence[str] = ()  # of pages in browsers that may call, lower case, or `*`; empty: none
     max_body: int = 20 << 20  # bytes
     max_attempts: int = 3
     answer_requested: bool = False  # answers carry the requested name instead of the served model's
@@ -114,6 +115,10 @@ class Gateway:
         if scope["type"] != "http":
             raise PolyrouteError(f"expected an HTTP request, got {scope['type']!r}")
         methods = ROUTES.get(scope["path"]) or endpoint_of(scope)
+        if self.allow_origins:
+            send = origins.telling(send, origins.allowance(scope, self.allow_origins))
+            if methods is not None and origins.asks_first(scope):
+                return await origins.preflight(scope, send, methods)
         if methods is None:
             return await send_error(send, 404, nowhere(scope["path"]), code="not_found")
         method = scope["method"]

@@ -78,6 +78,7 @@ def build(config: Config) -> Gateway:
         transport=transport,
         timeouts=config.timeouts,
         client_keys=[key.reveal() for key in config.server.client_keys],
+        allow_origins=[origin.lower() for origin in config.server.allow_origins],
         max_body=int(config.server.max_body_mb * 2**20),
         answer_requested=config.server.answer_model == "requested",
         warnings=config.warnings_for(pool, catalogue().profile),

@@ -39,6 +39,10 @@ class ServerConfig:
     port: int = option("Port to listen on; 0 takes a free one.", 8080, least=0, most=65535)
     max_body_mb: float = option("Largest request body taken.", 20.0, above=0, most=1024, unit="MiB")
     client_keys: tuple[Secret, ...] = option("Keys clients must send; none: whoever can connect may call.", ())
+    allow_origins: tuple[str, ...] = option(
+        "Origins of web pages that may call from a browser, as in [\"https://chat.example.org\"]; `*` for any.", (),
+        pattern=r"(\*|null|[A-Za-z][A-Za-z0-9+.-]*://[^/\s?#@]+)",
+    )  # fmt: skip
     answer_model: Literal["concrete", "requested"] = option(
         "The model named in answers: the one that served, or the one the client asked for.", "concrete"
     )

@@ -125,6 +125,8 @@ def warnings(config: Config) -> Iterator[str]:
     server = config.server
     if server.host not in LOOPBACK and not server.client_keys:
         yield f"server.host {server.host} is reachable by others and server.client_keys is empty: anyone may spend"
+    if "*" in server.allow_origins and not server.client_keys:
+        yield "server.allow_origins is * and server.client_keys is empty: any web page its users open may spend"
     for i, model in enumerate(config.models):
         parts = urlsplit(model.url or "")
         if model.api_key is not None and parts.scheme == "http" and parts.hostname not in LOOPBACK:

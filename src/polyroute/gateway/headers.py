@@ -16,6 +16,7 @@ NOT_UPSTREAM = HOP_BY_HOP | frozenset(
 NOT_DOWNSTREAM = HOP_BY_HOP | frozenset((b"set-cookie", b"date", b"server", b"content-length"))
 
 
+OURS_TO_SAY = (b"x-polyroute-", b"access-control-")
 KEYS_IN_QUERIES = frozenset(("key", "api_key", "api-key", "apikey", "access_token", "token"))
 EACH_ITS_OWN = frozenset(b"content-length authorization x-api-key api-key cookie".split())  # none goes upstream
 
@@ -43,8 +44,11 @@ def upstream_query(query: bytes) -> str:
 
 
 def downstream_headers(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    """The backend's headers that the client may see; the length is set again by whoever sends the body."""
-    return [(k, v) for k, v in headers if k not in NOT_DOWNSTREAM and not k.startswith(b"x-polyroute-")]
+    """The backend's headers that the client may see; the length is set again by whoever sends the body.
+
+    Which pages may read an answer is the gateway's to say: many servers of models allow any, and were called from here.
+    """
+    return [(k, v) for k, v in headers if k not in NOT_DOWNSTREAM and not k.startswith(OURS_TO_SAY)]
 
 
 def one_line(text: str) -> bytes:
