@@ -87,7 +87,7 @@ def sensible(inp: str, scorer: str, norm: str, mods: str, select: str, gate: str
         return False  # a closed expert must not be taken
     if inp.startswith("pooled") and select == "expert-choice":
         return False  # all tokens of a sequence tie
-    return not (select == "top1" and gate in ("renorm", "scaled"))  # a constant gate; has its own test
+    return not (select == "top1" and gate in ("renorm", "scaled", "chosen-softmax"))  # constant; has its own test
 
 
 def combinations() -> list[tuple[str, ...]]:

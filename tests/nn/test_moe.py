@@ -13,16 +13,26 @@ from torch.utils.checkpoint import checkpoint  # noqa: E402
 
 from polyroute.errors import ConfigError, ShapeError, UnknownNameError  # noqa: E402
 from polyroute.nn.experts import Experts, FeedForward  # noqa: E402
-from polyroute.nn.gates import Raw  # noqa: E402
-from polyroute.nn.inputs import PreAttention, Recurrent, TokenStream  # noqa: E402
+from polyroute.nn.gates import ChosenSoftmax, Hard, Raw  # noqa: E402
+from polyroute.nn.inputs import Pooled, PreAttention, Recurrent, TokenStream  # noqa: E402
 from polyroute.nn.losses import LBL, Entropy  # noqa: E402
-from polyroute.nn.moe import MoE, aux_losses, end_step, layers, routings  # noqa: E402
-from polyroute.nn.normalise import CandidateMask, Noise, ProductLogSoftmax, SelectionBias, Sigmoid  # noqa: E402
+from polyroute.nn.moe import MoE, RouterGradientWarning, aux_losses, end_step, layers, routings  # noqa: E402
+from polyroute.nn.normalise import (  # noqa: E402
+    CandidateMask,
+    Delta,
+    Noise,
+    ProductLogSoftmax,
+    SelectionBias,
+    Sigmoid,
+    Steer,
+    UniformNoise,
+)
 from polyroute.nn.routing import TokenContext  # noqa: E402
-from polyroute.nn.scorers import MLP, Cosine, ProductKeys  # noqa: E402
+from polyroute.nn.scorers import MLP, Cosine, Linear, ProductKeys  # noqa: E402
 from polyroute.nn.selection import Capacity, ExpertChoice, GroupTopK, ProductTopK, TopK, TopP  # noqa: E402
 
 pytestmark = pytest.mark.torch
+KEYS = {"scorer": ProductKeys(2, 2), "norm": ProductLogSoftmax(), "select": ProductTopK(2)}
 
 
 def test_the_layer_of_the_front_page() -> None:
@@ -54,6 +64,32 @@ def test_the_layer_of_the_front_page() -> None:
         (lambda: MoE(8, 4, 4, scorer=MLP(activation="x")), ConfigError, r"scorer.activation"),
         (lambda: MoE(8, 4, 4, mods=[CandidateMask((0, 9), 0, 1)]), ConfigError, r"mask.local"),
         (lambda: Recurrent(torch.nn.GRUCell(3, 4)), ConfigError, r"cell"),
+        (lambda: Recurrent(4), ConfigError, r"cell: expected an nn.GRUCell"),
+        (lambda: MoE(8, 4, 4, inp=TokenStream(torch.nn.Linear(2, 2))), ConfigError, r"inp.network"),
+        (lambda: MoE(8, 4, 4, select=TopK), ConfigError, r"select: expected a part .* got 'the class TopK'"),
+        (lambda: MoE(8, 4, 4, norm="softmax"), ConfigError, r"norm: expected a part"),
+        (lambda: MoE(8, 4, 4, mods=Noise()), ConfigError, r"mods: expected several parts, as mods=\(part,\)"),
+        (lambda: MoE(8, 4, 4, aux=LBL()), ConfigError, r"aux: expected several"),
+        (lambda: MoE(8, 4, 4, aux=[LBL(), LBL]), ConfigError, r"aux\[1\]: .* got 'the class LBL'"),
+        (lambda: MoE(8, 4, 4, select=Capacity(2)), ConfigError, r"select.inner"),
+        (lambda: MoE(8, 4, 4, select=TopK(2.5)), ConfigError, r"select.k: expected 1 to 4.* got 2.5"),
+        (lambda: MoE(8, 4, 4, shared=-1), ConfigError, r"shared: expected a whole number, 0 or more"),
+        (lambda: MoE(8, 4, 4, shared=2.5), ConfigError, r"shared"),
+        (lambda: MoE(8, 4, 4, out=0), ConfigError, r"out: expected a whole number, 1 or more, got 0"),
+        (lambda: MoE(8.0, 4, 4), ConfigError, r"dim: expected a whole number"),
+        (lambda: MoE(8, 4, 4, pool=torch.nn.Linear(8, 8)), ConfigError, r"pool: expected 4 experts, got 'Linear"),
+        (lambda: MoE(8, 4, 4, executor="sorted"), UnknownNameError, r"executor 'sorted'.*sorted_loop"),
+        (lambda: MoE(8, 4, 4, scorer=MLP(hidden=-1)), ConfigError, r"scorer.hidden"),
+        (lambda: MoE(8, 4, 4, scorer=Cosine(width=-1)), ConfigError, r"scorer.width"),
+        (lambda: MoE(8, 4, 4, scorer=ProductKeys(-2, -2)), ConfigError, r"scorer.rows"),
+        (lambda: MoE(8, 4, 4, scorer=Linear(std=-1.0)), ConfigError, r"scorer.std"),
+        (lambda: MoE(8, 4, 4, mods=[Noise(float("nan"))]), ConfigError, r"noise.std"),
+        (lambda: MoE(8, 4, 4, mods=[UniformNoise(-1.0)]), ConfigError, r"uniform_noise.width"),
+        (lambda: MoE(8, 4, 4, mods=[SelectionBias(float("nan"))]), ConfigError, r"selection_bias.rate"),
+        (lambda: MoE(8, 4, 4, mods=[CandidateMask((0, 2.5), 0, 1)]), ConfigError, r"mask.local"),
+        (lambda: MoE(8, 4, 4, scorer=ProductKeys(2, 2)), ConfigError, r"norm: expected ProductLogSoftmax, got 'Soft"),
+        (lambda: MoE(8, 4, 4, select=ProductTopK(2)), ConfigError, r"scorer: expected ProductKeys, got 'Linear'"),
+        (lambda: MoE(8, 4, 4, **KEYS, mods=[Delta()]), ConfigError, r"mods\[0\]: expected none"),
     ],
 )
 def test_a_wrong_configuration_is_refused_when_it_is_built(make: Any, error: type, match: str) -> None:
@@ -70,6 +106,104 @@ def test_a_wrong_shape_names_the_argument_before_any_work() -> None:
     with pytest.raises(ShapeError, match=r"context.shape"):
         moe(torch.zeros(2, 3, 8), context=TokenContext(torch.zeros(6, 8), (2, 4)))
     assert moe.routing is None
+
+
+def test_a_mask_of_numbers_is_refused() -> None:
+    """0 and 1 would be read as places: other tokens' experts, and no error."""
+    moe, x = MoE(8, 4, 4), torch.randn(2, 3, 8)
+    for mask, got in ((torch.tensor([1, 1, 1, 1, 0, 0]), "torch.int64"), ([True] * 6, "list")):
+        with pytest.raises(ConfigError, match=rf"context.valid_T: expected a tensor of bool, got '{got}'"):
+            moe(x, context=TokenContext(x.reshape(6, 8), (2, 3), valid_T=mask))
+    with pytest.raises(ShapeError, match=r"context.valid_T: expected shape \(6,\), got \(2, 3\)"):
+        moe(x, context=TokenContext(x.reshape(6, 8), (2, 3), valid_T=torch.ones(2, 3, dtype=torch.bool)))
+    assert moe.routing is None
+
+
+def test_sequences_cut_otherwise_than_x_are_refused() -> None:
+    x = torch.randn(2, 3, 8)
+    with pytest.raises(ShapeError, match=r"context.shape: expected shape \(2, 3\), got \(3, 2\)"):
+        MoE(8, 4, 4, inp=Pooled())(x, context=TokenContext(x.reshape(6, 8), (3, 2)))
+    with pytest.raises(ConfigError, match="x: expected a tensor"):
+        MoE(8, 4, 4)(x.tolist())
+
+
+def test_a_dense_network_of_another_width_is_not_broadcast() -> None:
+    with pytest.raises(ShapeError, match=r"output of shared: expected shape \(5, 8\), got \(5, 1\)"):
+        MoE(8, 4, 4, shared=torch.nn.Linear(8, 1))(torch.randn(5, 8))
+
+
+@pytest.mark.parametrize("select", [TopK(3), ExpertChoice(2.0), GroupTopK(3, 2, 2), Capacity(TopK(3), 2.0)], ids=str)
+@pytest.mark.parametrize("gate", [Raw(), Hard(1.0)], ids=str)
+def test_a_closed_expert_is_never_chosen(select: Any, gate: Any) -> None:
+    """Neither for want of open ones nor for its price, which must not rise while nobody may go there."""
+    torch.manual_seed(0)
+    moe = MoE(8, 4, 6, select=select, gate=gate, mods=(CandidateMask((1, 3), 5, 9), SelectionBias(rate=1.0)))
+    moe.router.mods[1].bias_E[:] = torch.tensor([9.0, 0.0, 0.0, 9.0, 9.0, 9.0])
+    for _ in range(3):
+        moe(torch.randn(2, 5, 8))
+        assert moe.routing.count_E[[0, 3, 4, 5]].sum() == 0 < moe.routing.count_E.sum()
+        end_step(moe)
+    assert moe.router.mods[1].bias_E[[0, 3, 4, 5]].tolist() == [9.0] * 4
+
+
+def test_modifiers_that_make_no_number_are_named() -> None:
+    """The spread of logits of which some are closed is not a number."""
+    moe = MoE(8, 4, 4, mods=(CandidateMask((0, 2), 5, 9), Steer()))
+    moe.router.mods[1].experts = (1,)
+    with pytest.raises(ConfigError, match="scores, after mods: expected finite numbers"):
+        moe(torch.randn(5, 8))
+
+
+def test_logits_whose_sum_overflows_are_finite() -> None:
+    moe = MoE(8, 4, 4, select=TopK(4), scorer=Linear(bias=True))
+    with torch.no_grad():
+        moe.router.scorer.bias[0] = 3e38
+    assert moe(torch.randn(5, 8)).isfinite().all()
+    assert moe.routing.gates_TE()[:, 0].tolist() == [1.0] * 5
+
+
+def test_a_constant_gate_warns_wherever_it_comes_from() -> None:
+    for select in (Capacity(), TopP(0.4, k_max=1)):
+        with pytest.warns(RouterGradientWarning, match="Renorm with one expert"):
+            MoE(8, 4, 4, select=select)
+    with pytest.warns(RouterGradientWarning, match="ChosenSoftmax with one expert"):
+        MoE(8, 4, 4, select=TopK(1), gate=ChosenSoftmax())
+
+
+def test_a_layer_in_bf16_counts_and_balances_in_fp32() -> None:
+    """In bf16 300 pairs are 300 or 302, and a bias of 1 does not move by 0.001."""
+    torch.manual_seed(0)
+    moe = MoE(8, 4, 4, select=TopK(1), gate=Raw(), mods=(SelectionBias(rate=1e-3, centre=False),)).to(torch.bfloat16)
+    bias = moe.router.mods[0]
+    bias.bias_E[:] = 1.0
+    bias.load_E += torch.tensor([301.0, 300.0, 300.0, 299.0])
+    end_step(moe)
+    assert bias.bias_E.tolist() == pytest.approx([0.999, 1.0, 1.0, 1.001])
+    moe(torch.randn(5, 8, dtype=torch.bfloat16))
+    assert bias.load_E.sum() == 5
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("part", ["keys", "recurrent"])
+def test_routers_with_networks_of_their_own_can_be_converted(part: str, dtype: Any) -> None:
+    torch.manual_seed(0)
+    keys = {**KEYS, "scorer": ProductKeys(2, 2, batch_norm=True)}
+    moe = MoE(8, 4, 4, **(keys if part == "keys" else {"inp": Recurrent(torch.nn.GRUCell(3, 3))})).to(dtype)
+    x = torch.randn(2, 5, 8, dtype=dtype, requires_grad=True)
+    moe(x).float().square().sum().backward()
+    assert moe.routing.gate_N.dtype == torch.float32
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in moe.router.parameters())
+
+
+def test_a_recurrent_router_is_fp32_under_autocast() -> None:
+    torch.manual_seed(0)
+    moe, x = MoE(8, 4, 4, inp=Recurrent(torch.nn.GRUCell(3, 3))), torch.randn(2, 5, 8)
+    moe(x)
+    plain = moe.routing
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        moe(x)
+    assert torch.equal(moe.routing.logits_TE, plain.logits_TE)
+    assert torch.equal(moe.routing.carry_TR, plain.carry_TR)
 
 
 def test_mixed_dtypes_are_refused_before_any_work() -> None:
@@ -102,7 +236,9 @@ def test_an_unknown_executor_names_the_known_ones() -> None:
         MoE(8, 4, 4, executor="sorted")(torch.zeros(1, 3, 8))
 
 
-@pytest.mark.parametrize("select", [TopK(2), TopP(0.5), ExpertChoice(2.0), Capacity(TopK(2), 1.0)], ids=str)
+@pytest.mark.parametrize(
+    "select", [TopK(2), TopP(0.5), ExpertChoice(2.0), Capacity(TopK(2), 1.0), GroupTopK(2, 2, 1)], ids=str
+)
 @pytest.mark.parametrize("name", ["dense", "sorted_loop", "grouped", "padded"])
 def test_an_empty_batch_gives_an_empty_answer(select: Any, name: str) -> None:
     moe = MoE(16, 8, 4, select=select, gate=Raw(), executor=name, aux=[LBL()])

@@ -12,7 +12,7 @@ from polyroute.errors import ConfigError, ShapeError
 from polyroute.nn.losses import LBL
 from polyroute.nn.moe import MoE, aux_losses
 from polyroute.nn.neighbours import Neighbours
-from polyroute.nn.normalise import Sigmoid
+from polyroute.nn.normalise import CandidateMask, Sigmoid
 from polyroute.nn.routing import TokenContext
 from polyroute.nn.selection import TopK
 from polyroute.nn.testbed import seeded
@@ -184,3 +184,20 @@ def test_what_is_missing_or_wrong_is_told():
     with pytest.raises(ShapeError, match=r"neighbours\.weight"):
         Neighbours(learned=True).build(D + 1, E)(draw(B * L, E), context())
     assert MoE(8, 6, 4, norm=Neighbours(), select=TopK(2))(draw(5, 8)).shape == (5, 8)
+
+
+def test_an_expert_that_a_mask_closes_stays_closed_when_logits_are_mixed():
+    torch.manual_seed(0)
+    mask = CandidateMask((0, 2), 5, 9)
+    moe = MoE(8, 4, 4, norm=Neighbours("uniform", mix="logits"), mods=(mask,))
+    x = torch.randn(2, 5, 8)
+    moe(x)
+    assert moe.routing.probs_TE[:, 2:].abs().max() == 0
+    mean = torch.cumsum(moe.router.scorer(x), 1) / torch.arange(1, 6)[:, None]
+    assert torch.allclose(moe.routing.probs_TE[:, :2], mean[..., :2].softmax(-1).reshape(10, 2), atol=1e-6)
+
+
+def test_an_empty_batch_has_no_windows():
+    moe = MoE(8, 4, 4, norm=Neighbours("similarity", window=2))
+    assert moe(torch.zeros(0, 3, 8)).shape == (0, 3, 8)
+    assert moe(torch.zeros(2, 0, 8)).shape == (2, 0, 8)

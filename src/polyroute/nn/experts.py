@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from polyroute.errors import ConfigError
 from polyroute.nn.activations import activation
-from polyroute.nn.dispatch import Weights, check, executor
-from polyroute.nn.routing import Routing, TokenContext
+from polyroute.nn.dispatch import EXECUTORS, Weights, check, executor
+from polyroute.nn.routing import Routing, TokenContext, require_size
 
 
 class Experts(nn.Module):
@@ -17,11 +16,14 @@ class Experts(nn.Module):
     One object may serve several layers (`MoE(pool=...)`): its parameters then exist, train and are saved once.
     """
 
+    executors = EXECUTORS
+
     def __init__(self, dim: int, width: int, num_experts: int, *, act: str = "swiglu", out: int | None = None):
         super().__init__()
         for name, size in (("dim", dim), ("width", width), ("num_experts", num_experts)):
-            if size < 1:
-                raise ConfigError(name, got=size, expected="1 or more")
+            require_size(name, size)
+        if out is not None:
+            require_size("out", out)
         self.act = activation(act)
         self.w1_EGD = nn.Parameter(torch.empty(num_experts, width * (2 if self.act.gated else 1), dim))
         self.w2_EFO = nn.Parameter(torch.empty(num_experts, width, out or dim))
@@ -64,6 +66,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, dim: int, width: int, *, act: str = "swiglu", out: int | None = None):
         super().__init__()
+        for name, size in (("dim", dim), ("width", width), ("out", dim if out is None else out)):
+            require_size(name, size)
         self.act = activation(act)
         self.w1 = nn.Linear(dim, width * (2 if self.act.gated else 1), bias=False)
         self.w2 = nn.Linear(width, out or dim, bias=False)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from polyroute.errors import ConfigError
@@ -54,6 +55,8 @@ class Recurrent:
     """
 
     def __init__(self, cell: nn.GRUCell, *, detach: bool = False, carry: bool = True):
+        if not isinstance(cell, nn.GRUCell):
+            raise ConfigError("cell", got=type(cell).__name__, expected="an nn.GRUCell for all layers")
         if cell.input_size != cell.hidden_size:
             raise ConfigError("cell", got=(cell.input_size, cell.hidden_size), expected="input and hidden of one width")
         self.cell, self.detach, self.carry = cell, detach, carry
@@ -74,8 +77,17 @@ class _Recurrent(nn.Module):
         if before is not None:
             require_shape("carry_TR", before, (ctx.num_tokens, self.width))
             before = before.detach() if self.detach else before
-        ctx.carry_TR = self.cell(self.project(ctx.x_TD.float()), before)
+        with torch.autocast(ctx.x_TD.device.type, enabled=False):
+            r_TR = F.linear(ctx.x_TD.float(), self.project.weight.float())
+            ctx.carry_TR = self._in_fp32(r_TR, None if before is None else before.float())
         return ctx.carry_TR
+
+    def _in_fp32(self, r_TR: Tensor, before: Tensor | None) -> Tensor:
+        """The cell with weights of fp32, whatever the model was converted to."""
+        if self.cell.weight_hh.dtype == torch.float32:
+            return self.cell(r_TR, before)
+        weights = {name: value.float() for name, value in self.cell.named_parameters()}
+        return torch.func.functional_call(self.cell, weights, (r_TR, before))
 
 
 class TokenStream:
@@ -95,6 +107,8 @@ class TokenStream:
 class _TokenStream(nn.Module):
     def __init__(self, network: nn.Module):
         super().__init__()
+        if not isinstance(getattr(network, "width", None), int):
+            raise ConfigError("inp.network", got=type(network).__name__, expected="a network with an attribute `width`")
         self.network, self.width = network, network.width
 
     def forward(self, ctx: TokenContext) -> Tensor:

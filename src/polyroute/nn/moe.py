@@ -6,25 +6,29 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from polyroute.errors import ConfigError, ShapeError
+from polyroute.errors import ConfigError, ShapeError, UnknownNameError
 from polyroute.nn.experts import Experts, FeedForward
-from polyroute.nn.gates import Renorm
+from polyroute.nn.gates import ChosenSoftmax, Renorm
 from polyroute.nn.inputs import Hidden
-from polyroute.nn.normalise import Softmax
+from polyroute.nn.normalise import ProductLogSoftmax, Softmax
 from polyroute.nn.routing import (
     Pairs,
     Part,
     Routing,
     TokenContext,
+    built,
     count_pairs,
     in_recomputation,
     require_finite,
-    require_shape,
+    require_mask,
+    require_size,
+    sequence_of,
 )
-from polyroute.nn.scorers import Linear
-from polyroute.nn.selection import TopK
+from polyroute.nn.scorers import Linear, ProductKeys
+from polyroute.nn.selection import ProductTopK, TopK
 
 
 class RouterGradientWarning(UserWarning):
@@ -47,19 +51,22 @@ class Router(nn.Module):
         gate: Part = Renorm(),
     ):
         super().__init__()
-        if num_experts < 1:
-            raise ConfigError("num_experts", got=num_experts, expected="1 or more")
+        require_size("dim", dim)
+        require_size("num_experts", num_experts)
+        mods = sequence_of("mods", mods)
         self.num_experts = num_experts
-        self.inp = inp.build(dim, num_experts)
+        self.inp = built("inp", inp, dim, num_experts)
         width = getattr(self.inp, "width", dim)
-        self.scorer = scorer.build(width, num_experts)
-        self.norm = norm.build(width, num_experts)
-        self.mods = Parts(mod.build(width, num_experts) for mod in mods)
-        self.select = select.build(width, num_experts)
-        self.gate = gate.build(width, num_experts)
-        if getattr(self.select, "k", None) == 1 and isinstance(self.gate, Renorm):
+        self.scorer = built("scorer", scorer, width, num_experts)
+        self.norm = built("norm", norm, width, num_experts)
+        self.mods = Parts(built(f"mods[{i}]", mod, width, num_experts) for i, mod in enumerate(mods))
+        self.select = built("select", select, width, num_experts)
+        self.gate = built("gate", gate, width, num_experts)
+        _require_alike(scorer, norm, mods, select)
+        if _at_most_one(self.select) and isinstance(self.gate, Renorm | ChosenSoftmax):
             warnings.warn(
-                "Renorm with one expert a token gives a constant gate: the router learns nothing from the task. "
+                f"{type(gate).__name__} with one expert a token gives a constant gate: the router learns nothing from "
+                "the task. "
                 "Use gate=Raw(), or k of 2 and more.",
                 RouterGradientWarning,
                 stacklevel=3,
@@ -76,11 +83,16 @@ class Router(nn.Module):
                 if hasattr(mod, "open_E"):
                     open_E = mod.open_E(ctx.step)
         probs = self.norm(logits, ctx)
+        if len(self.mods):
+            require_finite("scores, after mods", probs)
         choice = logits if getattr(self.select, "on", "scores") == "logits" else probs
         for mod in self.mods:
             if mod.on == "choice":
                 choice = mod(choice, ctx, r_TR)
+                choice = choice if open_E is None else choice.masked_fill(~open_E, -torch.inf)  # whatever its price
         pairs = self.select(choice, ctx)
+        if open_E is not None:
+            pairs = _of_open(pairs, open_E)
         if ctx.valid_T is not None:
             pairs = pairs.where(ctx.valid_T)
         gate_N = self.gate(probs, pairs, ctx.num_tokens)
@@ -90,6 +102,32 @@ class Router(nn.Module):
                 if hasattr(mod, "observe"):
                     mod.observe(routing)
         return routing
+
+
+def _require_alike(scorer: Any, norm: Any, mods: tuple[Any, ...], select: Any) -> None:
+    """Raise ConfigError where our own parts for two scores an expert (product keys) meet those for one."""
+    pairs = {"scorer": (scorer, ProductKeys), "norm": (norm, ProductLogSoftmax), "select": (select, ProductTopK)}
+    if not any(isinstance(part, kind) for part, kind in pairs.values()):
+        return
+    wrong = [(name, part, kind.__name__) for name, (part, kind) in pairs.items() if not isinstance(part, kind)]
+    wrong += [(f"mods[{i}]", mod, "none: product keys have two scores") for i, mod in enumerate(mods)]
+    for name, part, wanted in wrong:
+        if type(part).__module__.startswith("polyroute.nn."):
+            hint = "ProductKeys, ProductLogSoftmax and ProductTopK go together."
+            raise ConfigError(name, got=type(part).__name__, expected=wanted, hint=hint)
+
+
+def _at_most_one(select: Any) -> bool:
+    """Whether a selection never gives a token more than one expert."""
+    inner = getattr(select, "inner", None)
+    k = getattr(select, "k", getattr(select, "k_max", None))
+    return k == 1 or (inner is not None and _at_most_one(inner))
+
+
+def _of_open(pairs: Pairs, open_E: Tensor) -> Pairs:
+    """Without closed experts, which are chosen where fewer are open than asked for."""
+    kept_N = open_E[pairs.exp_N]
+    return pairs if bool(kept_N.all()) else Pairs(pairs.tok_N[kept_N], pairs.exp_N[kept_N], None)
 
 
 def _routing(ctx: TokenContext, num_experts: int, pairs: Pairs, gate_N: Tensor, logits, probs, open_E) -> Routing:
@@ -144,20 +182,27 @@ class MoE(nn.Module):
         executor: str = "auto",
     ):
         super().__init__()
-        parts = {"inp": inp, "scorer": scorer, "norm": norm, "mods": tuple(mods), "select": select, "gate": gate}
-        own = {"pool": pool, "act": act, "out": out, "shared": shared, "aux": tuple(aux), "taps": tuple(taps)}
+        mods, aux, taps = sequence_of("mods", mods), sequence_of("aux", aux), sequence_of("taps", taps)
+        if not isinstance(shared, nn.Module):
+            require_size("shared", shared, least=0)
+        parts = {"inp": inp, "scorer": scorer, "norm": norm, "mods": mods, "select": select, "gate": gate}
+        own = {"pool": pool, "act": act, "out": out, "shared": shared, "aux": aux, "taps": taps}
         sizes = {"dim": dim, "width": width, "num_experts": num_experts}
         self.config: dict[str, Any] = {**sizes, **parts, **own, "executor": executor}  # MoE(**config) is a new one
         self.dim, self.executor = dim, executor
         self.router = Router(dim, num_experts, **parts)
         self.pool = Experts(dim, width, num_experts, act=act, out=out) if pool is None else pool
-        if self.pool.num_experts != num_experts:
-            raise ConfigError("pool", got=f"{self.pool.num_experts} experts", expected=f"{num_experts} experts")
+        if getattr(self.pool, "num_experts", None) != num_experts:
+            got = f"{getattr(self.pool, 'num_experts', type(self.pool).__name__)} experts"
+            raise ConfigError("pool", got=got, expected=f"{num_experts} experts")
+        known = getattr(self.pool, "executors", None)
+        if known is not None and executor not in ("auto", *known):
+            raise UnknownNameError("executor", executor, known)
         self.shared = (
-            FeedForward(dim, shared, act=act, out=out) if isinstance(shared, int) and shared else shared or None
+            shared if isinstance(shared, nn.Module) else FeedForward(dim, shared, act=act, out=out) if shared else None
         )
-        self.aux = Parts(part.build(dim, num_experts) for part in aux)
-        self.taps = Parts(part.build(dim, num_experts) for part in taps)
+        self.aux = Parts(built(f"aux[{i}]", part, dim, num_experts) for i, part in enumerate(aux))
+        self.taps = Parts(built(f"taps[{i}]", part, dim, num_experts) for i, part in enumerate(taps))
         for objective in self.aux:
             if hasattr(objective, "attach"):
                 objective.attach(self)
@@ -169,6 +214,8 @@ class MoE(nn.Module):
 
         Returns y of x's leading shape. What was decided stands in `self.routing` until the next call.
         """
+        if not isinstance(x, Tensor):
+            raise ConfigError("x", got=type(x).__name__, expected="a tensor [T, D] or [B, L, D]")
         if x.ndim not in (2, 3) or x.shape[-1] != self.dim:
             raise ShapeError("x", got=tuple(x.shape), expected=("B", "L", self.dim))
         ctx = self._context(x, context)
@@ -177,7 +224,10 @@ class MoE(nn.Module):
         routing = self.routing = self.router(ctx)
         y_TO = self.pool(ctx.x_TD, routing, self.executor)
         if self.shared is not None:
-            y_TO = y_TO + self.shared(ctx.x_TD)
+            dense_TO = self.shared(ctx.x_TD)
+            if dense_TO.ndim and dense_TO.shape != y_TO.shape:
+                raise ShapeError("output of shared", got=tuple(dense_TO.shape), expected=tuple(y_TO.shape))
+            y_TO = y_TO + dense_TO
         if not (ctx.training and in_recomputation()):
             for part in (*self.aux, *self.taps):
                 if hasattr(part, "observe"):
@@ -191,10 +241,10 @@ class MoE(nn.Module):
             context = TokenContext(x_TD, shape)
         else:
             context.x_TD = x_TD
-            if context.shape[0] * context.shape[1] != len(x_TD):
+            if context.shape[0] * context.shape[1] != len(x_TD) or (x.ndim == 3 and tuple(context.shape) != shape):
                 raise ShapeError("context.shape", got=context.shape, expected=shape)
             if context.valid_T is not None:
-                require_shape("context.valid_T", context.valid_T, (len(x_TD),))
+                require_mask("context.valid_T", context.valid_T, (len(x_TD),))
         context.training, context.step = self.training, self.step
         return context
 

@@ -62,7 +62,9 @@ class _Neighbours(nn.Module):
         if isinstance(logits_TE, tuple):
             raise ConfigError("norm", got="scores of product keys", expected="a score for each expert")
         if self.config.mix == "logits":
-            return self.inner(self._mix(logits_TE, ctx), ctx)
+            closed_TE = logits_TE == -torch.inf  # by a mask, and so it stays
+            mixed_TE = self._mix(logits_TE.masked_fill(closed_TE, 0.0), ctx)
+            return self.inner(mixed_TE.masked_fill(closed_TE, -torch.inf), ctx)
         return self._mix(self.inner(logits_TE, ctx), ctx)
 
     def _mix(self, values_TE: Tensor, ctx: TokenContext) -> Tensor:
@@ -124,7 +126,7 @@ class _Neighbours(nn.Module):
         real_query = real[..., window:, None]
         seen = ((back >= 0) & (back < window) & real[..., None, :] & real_query) | (back == 0)
         share = (query @ key.mT).masked_fill(~seen, -torch.inf).softmax(-1)
-        return (share @ value).reshape(B, -1, value.shape[-1])[:, :L]
+        return (share @ value).flatten(1, 2)[:, :L]
 
     def end_step(self) -> None:
         if hasattr(self.inner, "end_step"):
@@ -145,7 +147,7 @@ def _within(weights_BLL: Tensor, seen: Tensor, own: Tensor) -> Tensor:
 def _blocks(x_BLD: Tensor, window: int) -> Tensor:
     """[B, L, D] -> [B, n, window, D], zeros at the end."""
     B, L, D = x_BLD.shape
-    return F.pad(x_BLD, (0, 0, 0, -L % window)).reshape(B, -1, window, D)
+    return F.pad(x_BLD, (0, 0, 0, -L % window)).reshape(B, -(-L // window), window, D)
 
 
 def _with_block_before(x_BnWD: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ A modifier is called as `modifier(z_TE, ctx, r_TR)`; those with `on = "logits"` 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from polyroute.errors import ConfigError
-from polyroute.nn.routing import Routing, TokenContext
+from polyroute.nn.routing import KeepsFp32, Routing, TokenContext, require_size
+
+
+def _require_width(name: str, width: float) -> None:
+    if not 0.0 <= width < math.inf:
+        raise ConfigError(name, got=width, expected="a number of 0 or more")
 
 
 @dataclass(frozen=True)
@@ -84,6 +90,7 @@ class Noise:
     learned: bool = False
 
     def build(self, dim: int, num_experts: int) -> nn.Module:
+        _require_width("noise.std", self.std)
         return _Noise(dim, num_experts, self.std, self.learned)
 
 
@@ -127,6 +134,7 @@ class UniformNoise:
     def build(self, dim: int, num_experts: int) -> UniformNoise:
         if self.on not in ("choice", "logits"):
             raise ConfigError("uniform_noise.on", got=self.on, expected='"choice" or "logits"')
+        _require_width("uniform_noise.width", self.width)
         return self
 
     def __call__(self, z_TE: Tensor, ctx: TokenContext, r_TR: Tensor) -> Tensor:
@@ -154,7 +162,7 @@ class _Delta(nn.Module):
         self.delta_E = nn.Parameter(torch.zeros(num_experts), requires_grad=False)
 
     def forward(self, z_TE: Tensor, ctx: TokenContext, r_TR: Tensor) -> Tensor:
-        return z_TE + self.delta_E
+        return z_TE + self.delta_E.to(z_TE.dtype)
 
 
 @dataclass(frozen=True)
@@ -219,6 +227,8 @@ class _CandidateMask(nn.Module):
     def __init__(self, num_experts: int, config: CandidateMask):
         super().__init__()
         low, high = config.local
+        for end in (low, high):
+            require_size("mask.local", end, least=0)
         if not 0 <= low < high <= num_experts:
             raise ConfigError("mask.local", got=config.local, expected=f"a range within 0 to {num_experts}")
         self.config, self.num_local = config, high - low
@@ -252,11 +262,15 @@ class SelectionBias:
     centre: bool = True
 
     def build(self, dim: int, num_experts: int) -> nn.Module:
+        _require_width("selection_bias.rate", self.rate)
         return _SelectionBias(num_experts, self.rate, self.centre)
 
 
-class _SelectionBias(nn.Module):
+class _SelectionBias(KeepsFp32):
+    """open_E: the experts that could be chosen in the last pass; those a mask closes are not idle, so none rises."""
+
     on = "choice"
+    open_E: Tensor | None = None
 
     def __init__(self, num_experts: int, rate: float, centre: bool):
         super().__init__()
@@ -270,6 +284,7 @@ class _SelectionBias(nn.Module):
     @torch.no_grad()
     def observe(self, routing: Routing) -> None:
         self.load_E += routing.count_E
+        self.open_E = routing.open_E
 
     @torch.no_grad()
     def end_step(self) -> None:
@@ -277,8 +292,9 @@ class _SelectionBias(nn.Module):
         load = self.load_E.clone()
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(load)
-        change = self.rate * (load.mean() - load).sign()
-        self.bias_E += change - change.mean() if self.centre else change
+        among = slice(None) if self.open_E is None else self.open_E
+        change = self.rate * (load[among].mean() - load[among]).sign()
+        self.bias_E[among] += change - change.mean() if self.centre else change
         self.load_E.zero_()
 
 

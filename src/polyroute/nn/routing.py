@@ -6,11 +6,13 @@ E experts, K experts a token, N (token, expert) pairs, R router width.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from polyroute.errors import ConfigError, ShapeError
 
@@ -115,6 +117,34 @@ class Part(Protocol):
     def build(self, dim: int, num_experts: int) -> Any: ...
 
 
+def built(name: str, part: Any, dim: int, num_experts: int) -> Any:
+    """The thing that runs, of a part given as argument `name`. Raises: ConfigError for what is no part."""
+    if isinstance(part, type) or not callable(getattr(part, "build", None)):
+        got = f"the class {part.__name__}" if isinstance(part, type) else part
+        raise ConfigError(name, got=got, expected="a part with build(dim, num_experts), as TopK(2)")
+    return part.build(dim, num_experts)
+
+
+def sequence_of(name: str, parts: Any) -> tuple[Any, ...]:
+    """Parts given as argument `name`. Raises: ConfigError for a single one."""
+    if isinstance(parts, str) or not isinstance(parts, Iterable):
+        raise ConfigError(name, got=parts, expected=f"several parts, as {name}=(part,)")
+    return tuple(parts)
+
+
+class KeepsFp32(nn.Module):
+    """A module whose fp32 buffers stay so when a model is converted: in bf16 small steps and large counts are lost."""
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, buffer in before.items():
+            now = self._buffers[name]
+            if buffer is not None and now is not None and now.dtype != buffer.dtype == torch.float32:
+                self._buffers[name] = buffer.to(now.device)
+        return self
+
+
 def in_recomputation() -> bool:
     """Whether this forward pass runs inside a backward pass (activation checkpointing): nothing is counted twice."""
     return torch._C._current_graph_task_id() != -1
@@ -137,6 +167,14 @@ def require_shape(name: str, tensor: Tensor, expected: tuple[Any, ...]) -> None:
         raise ShapeError(name, got=got, expected=expected)
 
 
+def require_mask(name: str, mask: Any, expected: tuple[Any, ...]) -> None:
+    """Raise ConfigError unless it is a tensor of bool (0 and 1 would be read as places), ShapeError for its shape."""
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        got = str(mask.dtype) if isinstance(mask, Tensor) else type(mask).__name__
+        raise ConfigError(name, got=got, expected="a tensor of bool", hint="Pass attention_mask.bool().reshape(-1).")
+    require_shape(name, mask, expected)
+
+
 def require_finite(name: str, logits: Tensor | tuple[Tensor, ...]) -> None:
     """Raise ConfigError when a logit is not finite; on other devices than the CPU an assertion of the device."""
     if torch.compiler.is_compiling():
@@ -144,7 +182,7 @@ def require_finite(name: str, logits: Tensor | tuple[Tensor, ...]) -> None:
     for part in logits if isinstance(logits, tuple) else (logits,):
         total = part.detach().sum()
         if total.device.type == "cpu":
-            if not bool(torch.isfinite(total)):
+            if not bool(torch.isfinite(total)) and not bool(torch.isfinite(part).all()):  # a sum may overflow
                 raise ConfigError(
                     name,
                     got="NaN or infinity",
@@ -155,7 +193,13 @@ def require_finite(name: str, logits: Tensor | tuple[Tensor, ...]) -> None:
             torch._assert_async(torch.isfinite(total))
 
 
+def require_size(name: str, size: Any, *, least: int = 1) -> None:
+    """Raise ConfigError unless `size` is a whole number of at least `least`."""
+    if not isinstance(size, Integral) or isinstance(size, bool) or size < least:
+        raise ConfigError(name, got=size, expected=f"a whole number, {least} or more")
+
+
 def require_k(k: int, num_experts: int, *, name: str = "select.k") -> None:
     """Raise ConfigError unless 1 <= k <= num_experts."""
-    if not 1 <= k <= num_experts:
+    if not isinstance(k, Integral) or not 1 <= k <= num_experts:
         raise ConfigError(name, got=k, expected=f"1 to {num_experts}, the number of experts")

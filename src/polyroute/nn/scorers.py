@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from polyroute.errors import ConfigError
+from polyroute.nn.routing import KeepsFp32, require_size
 
 
 def _fp32(x: Tensor) -> torch.amp.autocast_mode.autocast:
@@ -26,6 +27,8 @@ class Linear:
     std: float | None = None
 
     def build(self, dim: int, num_experts: int) -> LinearScorer:
+        if self.std is not None and not self.std >= 0:
+            raise ConfigError("scorer.std", got=self.std, expected="a number of 0 or more")
         return LinearScorer(dim, num_experts, bias=self.bias, std=self.std)
 
 
@@ -51,7 +54,7 @@ class MLP:
     activation: str = "tanh"
 
     def build(self, dim: int, num_experts: int) -> nn.Module:
-        return MLPScorer(dim, num_experts, self.hidden or num_experts, self.activation)
+        return MLPScorer(dim, num_experts, num_experts if self.hidden is None else self.hidden, self.activation)
 
 
 class MLPScorer(nn.Module):
@@ -60,6 +63,7 @@ class MLPScorer(nn.Module):
         known = {"tanh": torch.tanh, "relu": torch.relu, "silu": F.silu}
         if activation not in known:
             raise ConfigError("scorer.activation", got=activation, expected=f"one of {', '.join(known)}")
+        require_size("scorer.hidden", hidden)
         self.activation = known[activation]
         self.first, self.second = nn.Linear(dim, hidden), nn.Linear(hidden, num_experts, bias=False)
 
@@ -92,6 +96,8 @@ class CosineScorer(nn.Module):
         super().__init__()
         if not temperature > 0:
             raise ConfigError("scorer.temperature", got=temperature, expected="a number above 0")
+        if width is not None:
+            require_size("scorer.width", width)
         self.project = nn.Linear(dim, width, bias=False) if width else None
         self.weight = nn.Parameter(torch.randn(num_experts, width or dim))
         self.log_temperature = nn.Parameter(torch.tensor(float(temperature)).log())
@@ -117,6 +123,7 @@ class ProductKeys:
     batch_norm: bool = False
 
     def build(self, dim: int, num_experts: int) -> nn.Module:
+        require_size("scorer.rows", self.rows)
         if self.rows * self.columns != num_experts:
             got = f"{self.rows} x {self.columns}"
             raise ConfigError("scorer", got=got, expected=f"rows x columns = {num_experts}, the number of experts")
@@ -127,14 +134,18 @@ class ProductKeyScorer(nn.Module):
     def __init__(self, dim: int, rows: int, columns: int, batch_norm: bool):
         super().__init__()
         self.row, self.column = LinearScorer(dim, rows), LinearScorer(dim, columns)
-        self.row_norm = nn.BatchNorm1d(rows, affine=False) if batch_norm else None
-        self.column_norm = nn.BatchNorm1d(columns, affine=False) if batch_norm else None
+        self.row_norm = _BatchNorm(rows, affine=False) if batch_norm else None
+        self.column_norm = _BatchNorm(columns, affine=False) if batch_norm else None
 
     def forward(self, r_TR: Tensor, valid_T: Tensor | None = None) -> tuple[Tensor, Tensor]:
         row, column = self.row(r_TR), self.column(r_TR)
         if self.row_norm is not None:
             row, column = _normed(self.row_norm, row, valid_T), _normed(self.column_norm, column, valid_T)
         return row, column
+
+
+class _BatchNorm(KeepsFp32, nn.BatchNorm1d):
+    """Its statistics are of fp32 scores."""
 
 
 def _normed(norm: nn.BatchNorm1d, z_TE: Tensor, valid_T: Tensor | None) -> Tensor:

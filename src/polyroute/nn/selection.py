@@ -11,7 +11,7 @@ from torch import Tensor
 from polyroute.errors import ConfigError
 from polyroute.kernels.nucleus import nucleus
 from polyroute.kernels.topk import top_k
-from polyroute.nn.routing import Pairs, TokenContext, require_k
+from polyroute.nn.routing import Pairs, TokenContext, built, require_k
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class GroupTopK:
         return self
 
     def __call__(self, choice_TE: Tensor, ctx: TokenContext) -> Pairs:
-        grouped = choice_TE.reshape(len(choice_TE), self.num_groups, -1)
+        grouped = choice_TE.unflatten(1, (self.num_groups, choice_TE.shape[1] // self.num_groups))
         worth = grouped.topk(min(self.best, grouped.shape[-1]), dim=-1).values.sum(-1)
         kept = torch.zeros_like(worth, dtype=torch.bool).scatter_(1, top_k(worth, self.groups).index, True)
         masked = grouped.masked_fill(~kept[..., None], -torch.inf).reshape(choice_TE.shape)
@@ -135,7 +135,7 @@ class Capacity:
     def build(self, dim: int, num_experts: int) -> Capacity:
         if not self.factor > 0:
             raise ConfigError("select.factor", got=self.factor, expected="a capacity factor above 0")
-        self.inner.build(dim, num_experts)
+        built("select.inner", self.inner, dim, num_experts)
         return self
 
     def __call__(self, choice_TE: Tensor, ctx: TokenContext) -> Pairs:

@@ -106,6 +106,8 @@ def load_model(folder: str | Path, executor: str = "auto", **options: Any) -> nn
 class _BlockExperts(nn.Module):
     """The experts of a block as a pool: its own tensors, none of ours."""
 
+    executors = dispatch.EXECUTORS
+
     def __init__(self, block: nn.Module, act: str):
         super().__init__()
         self.block, self.act = _Ref(block), activation(act)
