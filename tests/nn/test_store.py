@@ -24,6 +24,7 @@ from polyroute.nn.inputs import Pooled, Recurrent, TokenStream  # noqa: E402
 from polyroute.nn.losses import LBL, ZLoss  # noqa: E402
 from polyroute.nn.metrics import Load  # noqa: E402
 from polyroute.nn.moe import MoE, end_step  # noqa: E402
+from polyroute.nn.neighbours import Neighbours  # noqa: E402
 from polyroute.nn.normalise import (  # noqa: E402
     CandidateMask,
     Delta,
@@ -59,6 +60,7 @@ LAYERS = {
     },
     "nested": {"select": Capacity(TopK(2), factor=0.75), "gate": ChosenSoftmax()},
     "choice": {"inp": Pooled(causal=True), "select": ExpertChoice(1.5), "gate": Hard(0.5)},
+    "neighbours": {"norm": Neighbours("uniform", mix="logits", causal=False)},  # with a field called kind
     "losses": {"aux": (LBL(0.02, "global"), ZLoss()), "taps": (Load(),)},
 }
 
@@ -315,6 +317,11 @@ def spec_change(field, value):
         (spec_change("select", {"part": "selection.TopK", "k": 9}), "select.k"),
         (spec_change("shared", {"module": "0", "kind": "Linear"}), "Linear"),
         (spec_change("surprise", 1), "surprise"),
+        (spec_change("executor", "quick"), "executor 'quick'"),
+        (lambda t, h: t.update({"other/pool.w2_EFO": torch.zeros(1)}), "the tensor 'other/pool.w2_EFO'"),
+        (lambda t, h: h["extra"].update({"/_extra_state": {"step": "x"}}), "step 'x'"),
+        (lambda t, h: h["extra"].update({"/_extra_state": {}}), "step None"),
+        (lambda t, h: t.update({"/pool.w2_EFO": t["/pool.w2_EFO"].to(torch.int32)}), "w2_EFO torch.int32"),
     ],
 )
 def test_changed_files_are_refused(change, says, tmp_path):
@@ -339,6 +346,24 @@ def test_files_of_another_kind(tmp_path):
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(CheckpointError, match="damaged"):
         store.load(path)
+
+
+def test_a_place_that_cannot_hold_a_file_is_named_before_any_work(tmp_path):
+    for place in (tmp_path / "none" / "moe.safetensors", tmp_path):
+        with pytest.raises(ConfigError, match="path: expected a file in a folder that exists"):
+            store.save(layer(), place)
+    with pytest.raises(ConfigError, match="module: expected a module with MoE layers"):
+        store.save("layer", tmp_path / "moe.safetensors")
+    assert os.listdir(tmp_path) == []
+
+
+def test_layers_whose_names_have_a_slash_share_again(tmp_path):
+    pool = Experts(D, F, E)
+    model = nn.ModuleDict({"block/0": MoE(D, F, E, pool=pool), "block/1": MoE(D, F, E, pool=pool)})
+    store.save(model, tmp_path / "moe.safetensors")
+    again = store.load(tmp_path / "moe.safetensors")
+    assert again["block/0"].pool.w2_EFO is again["block/1"].pool.w2_EFO
+    assert torch.equal(again["block/1"](tokens()), model["block/1"](tokens()))
 
 
 def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
@@ -390,8 +415,10 @@ def test_only_frozen_parts_of_the_package_have_names():
 
 def test_errors_of_a_spec_are_typed():
     spec = spec_of(layer())
-    with pytest.raises(ConfigError, match="spec"):
+    with pytest.raises(ConfigError, match="dim: expected a whole number"):
         layer_of({**spec, "dim": "wide"})
+    with pytest.raises(ConfigError, match="spec"):
+        layer_of({name: value for name, value in spec.items() if name != "width"})
     with pytest.raises((ConfigError, ShapeError)):
         layer_of({**spec, "num_experts": 1})
 

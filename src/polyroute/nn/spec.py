@@ -164,7 +164,6 @@ class _Reader:
             return tuple(self.read(item, f"{path}[{i}]") for i, item in enumerate(value))
         if not isinstance(value, dict):
             return value
-        fields = {name: item for name, item in value.items() if name not in ("part", "module", "kind", "given")}
         if "given" in value:
             if value["given"] not in self.given:
                 got = f"no module {value['given']!r}"
@@ -173,14 +172,15 @@ class _Reader:
                 )
             return self.given[value["given"]]
         if "module" in value:
+            fields = {name: item for name, item in value.items() if name not in ("module", "kind")}
             return self._module(value, fields, path)
-        options = {name: self.read(item, f"{path}.{name}") for name, item in fields.items()}
+        options = {name: self.read(item, f"{path}.{name}") for name, item in value.items() if name != "part"}
         holder = str(value.get("part")).removeprefix("inputs.")
         return HOLDERS[holder][0](**options) if holder in HOLDERS else part_class(str(value.get("part")))(**options)
 
     def _module(self, value: dict[str, Any], fields: dict[str, Any], path: str) -> nn.Module:
-        if value["kind"] not in KINDS:
-            raise ConfigError(f"{path}.kind", got=value["kind"], expected=f"one of {', '.join(KINDS)}")
+        if value.get("kind") not in KINDS:
+            raise ConfigError(f"{path}.kind", got=value.get("kind"), expected=f"one of {', '.join(KINDS)}")
         if value["module"] not in self.seen:
             with torch.random.fork_rng(devices=[]):
                 kind = getattr(importlib.import_module(KINDS[value["kind"]][0]), value["kind"])

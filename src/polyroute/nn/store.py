@@ -38,9 +38,13 @@ def save(
 
     spec: layer -> spec to be written instead of `spec_of(layer)`, for layers changed after they were built. modules:
     see spec_of; their weights are saved as far as they are parts of a layer. A MoE itself has the name "".
-    Raises: ConfigError when there is no layer or one cannot be described, MissingExtraError.
+    Raises: ConfigError when there is no layer, one cannot be described or `path` is no place for a file, OSError or
+    CheckpointError when it cannot be written, MissingExtraError.
     """
-    found = layers(module)
+    path = Path(path)
+    if path.is_dir() or not path.parent.is_dir():
+        raise ConfigError("path", got=str(path), expected="a file in a folder that exists")
+    found = layers(module) if isinstance(module, nn.Module) else {}
     if not found:
         raise ConfigError("module", got=type(module).__name__, expected="a module with MoE layers")
     seen = _held_twice(found)
@@ -63,7 +67,7 @@ def save(
         text = json.dumps(header, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise ConfigError("module", got=f"state that is no JSON ({error})", expected="plain, finite values") from error
-    _write(tensors, text, Path(path))
+    _write(tensors, text, path)
 
 
 def load(path: str | Path, *, modules: Mapping[str, nn.Module] | None = None) -> dict[str, MoE]:
@@ -160,13 +164,15 @@ def _require_saved(seen: Sequence[nn.Module], found: Mapping[str, MoE]) -> None:
 
 
 def _write(tensors: dict[str, Tensor], header: str, path: Path) -> None:
-    save_file = _safetensors().torch.save_file
+    library = _safetensors()
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        save_file(tensors, unfinished, metadata={HEADER: header})
+        library.torch.save_file(tensors, unfinished, metadata={HEADER: header})
         with unfinished.open("rb") as file:
             os.fsync(file.fileno())
         unfinished.replace(path)
+    except library.SafetensorError as error:
+        raise CheckpointError(path, str(error), expected="a place that can be written") from error
     finally:
         unfinished.unlink(missing_ok=True)
 
@@ -183,6 +189,9 @@ def _opened(path: Path) -> Iterator[_File]:
         raise CheckpointError(path, f"a damaged or other file ({error})", expected=EXPECTED) from error
     with opened as tensors:
         header = _header(path, tensors.metadata())
+        foreign = [key for key in tensors.keys() if key.rpartition("/")[0] not in header["layers"]]  # noqa: SIM118
+        if foreign:
+            raise CheckpointError(path, f"the tensor {foreign[0]!r}", expected=f"those of {sorted(header['layers'])}")
         yield _File(path, header, tensors, frozenset(tensors.keys()))
 
 
@@ -201,7 +210,9 @@ def _header(path: Path, metadata: Mapping[str, str] | None) -> dict[str, Any]:
     kinds = {"layers": dict, "extra": dict, "same": dict, "frozen": list}
     wrong = [name for name, kind in kinds.items() if not isinstance(header.get(name), kind)]
     places = [] if wrong else [*header["same"], *header["same"].values()]
-    if not all(isinstance(place, str) and place.split("/", 1)[0] in header["layers"] for place in places):
+    if not all(
+        isinstance(place, str) and "/" in place and place.rpartition("/")[0] in header["layers"] for place in places
+    ):
         wrong = ["same"]
     if wrong:
         raise CheckpointError(path, f"a header without a proper {', '.join(wrong)}", expected=EXPECTED)
@@ -238,8 +249,13 @@ def _check(file: _File, name: str, layer: MoE, *, dtypes: bool) -> None:
         shape = tuple(file.tensors.get_slice(place).get_shape())
         if shape != tuple(value.shape):
             raise CheckpointError(file.path, f"{place} {shape}", expected=f"{tuple(value.shape)}")
-        if dtypes and (got := file.tensors.get_tensor(place).dtype) != value.dtype:
+        got = file.tensors.get_tensor(place).dtype
+        if got != value.dtype and (dtypes or got.is_floating_point != value.dtype.is_floating_point):
             raise CheckpointError(file.path, f"{place} {got}", expected=f"{value.dtype}")
+    for key, kept in file.header["extra"].items():
+        step = kept.get("step") if isinstance(kept, dict) else None
+        if key == f"{name}/{EXTRA}" and (not isinstance(step, int) or step < 0):
+            raise CheckpointError(file.path, f"step {step!r} of layer {name!r}", expected="a number of optimizer steps")
 
 
 @torch.no_grad()
@@ -263,7 +279,7 @@ def _fill(file: _File, name: str, layer: MoE) -> None:
 def _tie(file: _File, made: Mapping[str, MoE]) -> None:
     """Make tensors that were one again one: routers or weights that layers share without sharing a module."""
     for key, first in file.header["same"].items():
-        (layer, name), (origin, original) = key.split("/", 1), first.split("/", 1)
+        (layer, _, name), (origin, _, original) = key.rpartition("/"), first.rpartition("/")
         holder, _, own = name.rpartition(".")
         source, _, theirs = original.rpartition(".")
         setattr(made[layer].get_submodule(holder), own, getattr(made[origin].get_submodule(source), theirs))
