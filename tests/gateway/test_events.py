@@ -103,3 +103,19 @@ def test_garbage_passes_and_is_no_end():
     assert stream.feed(garbage) + stream.flush() == garbage
     assert not stream.done
     assert not stream.finished
+
+
+@pytest.mark.parametrize(
+    "before", [b": keep-alive\n", b":\n", b"id: 7\n", b"event: message\r\n", b": metadata: no\n", b""]
+)
+def test_what_stands_before_an_events_data_hides_nothing_from_the_accountant(before) -> None:
+    stream = Stream(hide_usage=True)
+    shown = b"".join(
+        stream.feed(before + event) for event in (chunk("a", usage=None), FINAL, USAGE, b"data: [DONE]\n\n")
+    )
+    stream.flush()
+    assert stream.usage is not None
+    assert (stream.usage.prompt_tokens, stream.usage.completion_tokens) == (3, 2)
+    assert (stream.finished, stream.done) == (True, True)
+    assert b"usage" not in shown  # a client that did not ask may index choices[0] of every chunk
+    assert shown.count(before + b"data:") == 3

@@ -126,3 +126,15 @@ def test_a_cut_stream_is_told_in_one_sentence(tmp_path):
     assert message.startswith("The answer was cut short: ")
     assert message.endswith(".")
     assert not message.endswith("..")
+
+
+@pytest.mark.parametrize("start", [b"data: ", b"data:"])
+@pytest.mark.parametrize("end", [b"\n\n", b"\r\n\r\n"])
+def test_every_event_of_a_stream_is_renamed_whatever_it_talks_about(tmp_path, start, end):
+    texts = ["plain", 'an event is\ndata: {"model": "x"}\n', "data: {}", "Grüße"]
+    made = [{"model": "only", "choices": [{"index": 0, "delta": {"content": t}, "finish_reason": None}]} for t in texts]
+    made[-1]["choices"][0]["finish_reason"] = "stop"
+    pieces = [start + json.dumps(event).encode() + end for event in made] + [start + b"[DONE]" + end]
+    with serving(tmp_path, {"only": stream(pieces)}, head='[server]\nanswer_model = "requested"\n') as live:
+        _, body = live.chat("auto", stream=True)
+    assert body == b"".join(pieces).replace(b'"model": "only"', b'"model": "auto"')

@@ -62,7 +62,7 @@ class Stream:
         self.num_events += 1
         if b'"usage"' in event or b'"error"' in event:
             return self.accounted(event)
-        if b"[DONE]" in event and event.lstrip().startswith((b"data: [DONE]", b"data:[DONE]")):
+        if b"[DONE]" in event and event[data_at(event) :].lstrip().startswith(b"[DONE]"):
             self.done = True
         elif not self.finished and finish_given(event):
             self.finished = True
@@ -77,9 +77,10 @@ class Stream:
             and (b'"error"' not in event)
         ):  # nothing to read: most events of a stream that will tell its usage
             return NULL_USAGE.sub(b"", event, count=1) if self.hide_usage else event
-        head, found, payload = event.partition(b"data:")
-        if not found or head.strip():
+        at = data_at(event)
+        if at < 0:
             return event
+        head, payload = event[:at], event[at:]
         payload, tail = payload.rstrip(), payload[len(payload.rstrip()) :]
         try:
             seen = read_seen(payload)
@@ -96,7 +97,15 @@ class Stream:
             return NULL_USAGE.sub(b"", event, count=1)
         if not bytes(seen.choices).strip(b"[] \t\r\n"):
             return b""
-        return head + found + b" " + drop_field(payload.lstrip(), "usage") + tail
+        return head + b" " + drop_field(payload.lstrip(), "usage") + tail
+
+
+def data_at(event: bytes) -> int:
+    """Where the value of an event's first data line begins, also behind comments and other fields; -1: nowhere."""
+    if event.startswith(b"data:"):
+        return 5
+    at = event.find(b"\ndata:")
+    return at + 6 if at >= 0 else -1
 
 
 def event_ends(text: bytes) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 RETRYABLE = frozenset((408, 409, 425, 429, 500, 502, 503, 504, 529))
 KIND_STATUS = {"refused": 502, "cut": 502, "protocol": 502, "missing": 503, "busy": 503, "timeout": 504}
+DATA_LINE = re.compile(rb"^(data:[ \t]*)(\{[^\r\n]*)", re.MULTILINE)
 STREAM_HEADERS: Headers = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
 
 
@@ -147,6 +149,8 @@ async def relay_stream(gateway: Gateway, send: Send, road: Exchange, reply: Repl
         cut = "the stream ended before its finish reason and end marker"
     road.state = "cut" if cut is not None else "error" if stream.failed else "ok"
     road.error = cut
+    if rename is not None:
+        rest = renamed(rest, rename)
     tail = rest if cut is None else error_event(f"The answer was cut short: {cut.rstrip('.')}.", "upstream_cut")
     road.over = True
     await send({"type": "http.response.body", "body": tail})
@@ -154,19 +158,16 @@ async def relay_stream(gateway: Gateway, send: Send, road: Exchange, reply: Repl
 
 def renamed(events: bytes, name: str) -> bytes:
     """The same events with the model's name set to the one the client asked for."""
-    parts = events.split(b"data: {")
-    head = parts[0]
-    return head + b"".join(b"data: " + rename_event(b"{" + part, name) for part in parts[1:])
+    return DATA_LINE.sub(lambda found: found[1] + rename_event(found[2], name), events)
 
 
-def rename_event(event: bytes, name: str) -> bytes:
-    """One event's JSON and what follows it, renamed; left alone where it is not complete JSON."""
-    payload = event.rstrip()
+def rename_event(payload: bytes, name: str) -> bytes:
+    """One event's JSON, renamed; left alone where it is not complete JSON."""
     try:
         seen = read_seen(payload)
     except msgspec.MsgspecError:
-        return event
-    return event if seen.model is None else replace_model(payload, name) + event[len(payload) :]
+        return payload
+    return payload if seen.model is None else replace_model(payload, name)
 
 
 def decision_headers(road: Exchange) -> Headers:
