@@ -154,6 +154,30 @@ def test_files_that_are_no_tables_are_named(write, tmp_path):
         load_outcomes(write(**{name: pa.array(column)[:0] for name, column in TABLE.items()}))
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_a_table_of_another_kind_is_told_how_to_become_parquet(tmp_path, suffix):
+    path = tmp_path / f"mine{suffix}"
+    path.write_text("query_id,model\n")
+    with pytest.raises(OutcomesError, match=r"Write it as Parquet: pandas\.read_.*to_parquet\('mine\.parquet'\)"):
+        load_outcomes(path)
+
+
+@pytest.mark.parametrize("column", ["query_id", "model"])
+def test_a_name_that_is_empty_is_no_name(write, column):
+    with pytest.raises(OutcomesError, match=rf"column '{column}', row 2: expected a text, got ''"):
+        load_outcomes(write(**{column: [*TABLE[column][:2], "", TABLE[column][3]]}))
+
+
+@pytest.mark.parametrize("kind", ["string_view", "large_string"])
+def test_every_kind_of_text_column_is_read(write, kind):
+    if not hasattr(pa, kind):
+        pytest.skip(f"this pyarrow has no {kind}")
+    names = ("query_id", "model", "query", "split", "group_id", "dataset")
+    found = load_outcomes(write(**{name: pa.array(TABLE[name], getattr(pa, kind)()) for name in names}))
+    assert [query.text for query in found.queries] == ["one", "two"]
+    assert [candidate.id for candidate in found.pool] == ["small", "large"]
+
+
 def test_damage_inside_a_column_is_an_error_of_the_file(write):
     path = write(query=["x" * 5000, "x" * 5000, "two", "two"])
     content = bytearray(path.read_bytes())

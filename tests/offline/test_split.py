@@ -72,3 +72,8 @@ def test_queries_without_a_group_are_on_their_own(outcomes):
 def test_one_fold_is_no_cross_validation():
     with pytest.raises(ConfigError, match="num_folds: expected 2 or more, got 1"):
         group_folds(np.arange(3), 1)
+
+
+def test_one_fold_of_everything_says_what_to_do(outcomes):
+    with pytest.raises(OutcomesError, match=r"at least 2 of 5 folds.*got 1 queries in one fold.*add queries"):
+        next(folds(outcomes.take([0])))

@@ -12,6 +12,13 @@ import numpy as np
 from polyroute.errors import MissingExtraError, OutcomesError, nearest
 from polyroute.types import Array
 
+READ_WITH = {  # suffix -> what reads such a file as a table
+    ".csv": "read_csv(...)",
+    ".tsv": "read_table(...)",
+    ".json": "read_json(...)",
+    ".jsonl": "read_json(..., lines=True)",
+}
+
 
 class Coded(NamedTuple):
     """A text column with each distinct value once."""
@@ -38,13 +45,13 @@ class Columns:
         return int(self.table.num_rows)
 
     def text(self, name: str, *, nulls: bool = True) -> Coded:
-        """A column of texts (or of whole numbers, read as texts). nulls: whether missing values are fine."""
+        """A column of texts (or of whole numbers, read as texts). nulls: whether missing and empty values are fine."""
         import pyarrow as pa
 
         column = self.table[name]
         kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-        if pa.types.is_integer(kind):
-            column, kind = column.cast(pa.string()), pa.string()
+        if pa.types.is_integer(kind) or pa.types.is_string_view(kind):  # views can not be encoded as a dictionary
+            column, kind = column.cast(pa.large_string()), pa.large_string()
         if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)):
             raise self.error(f"column {name!r}: expected text, got {column.type}", "Write the column as strings.")
         encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
@@ -55,7 +62,11 @@ class Columns:
         if not nulls and (codes < 0).any():
             row = int(np.flatnonzero(codes < 0)[0])
             raise self.error(f"column {name!r}, row {row}: expected a text, got null", "Fill it or leave the row out.")
-        return distinct(codes, self._decode(name, encoded.dictionary, codes))
+        found = distinct(codes, self._decode(name, encoded.dictionary, codes))
+        if not nulls and "" in found.values and (empty := found.codes == found.values.index("")).any():
+            row = int(np.flatnonzero(empty)[0])
+            raise self.error(f"column {name!r}, row {row}: expected a text, got ''", "Fill it or leave the row out.")
+        return found
 
     def _decode(self, name: str, dictionary: Any, codes: Array) -> list[str]:
         """The dictionary's texts, or an error that names the first row with bytes that are not UTF-8."""
@@ -129,4 +140,6 @@ def read_columns(path: Path | str, required: Sequence[str], optional: Sequence[s
         return Columns(path, pq.read_table(path, columns=wanted))
     except (pa.ArrowException, OSError) as problem:
         first = str(problem).strip().split("\n")[0]
-        raise OutcomesError(f"{path}: expected a readable Parquet file, got: {first}") from problem
+        hint = READ_WITH.get(path.suffix.lower())
+        told = f" Write it as Parquet: pandas.{hint}.to_parquet('{path.stem}.parquet')." if hint else ""
+        raise OutcomesError(f"{path}: expected a readable Parquet file, got: {first.rstrip('.')}.{told}") from problem

@@ -54,7 +54,8 @@ def folds(outcomes: Outcomes, num_folds: int = 5, seed: int = 0) -> Iterator[tup
     fold = group_folds(groups_of(outcomes), num_folds, seed)
     if len(np.unique(fold)) < 2:
         raise OutcomesError(
-            f"expected at least 2 groups of queries to hold some out, got {len(fold)} queries in one fold."
+            f"expected groups of queries in at least 2 of {num_folds} folds, to hold some out, got {len(fold)} queries "
+            f"in one fold. Groups fall into folds by chance: add queries, or try another seed."
         )
     for k in range(num_folds):
         if (fold == k).any():
