@@ -320,6 +320,18 @@ def test_a_compiled_layer_equals_the_eager_one() -> None:
     torch.testing.assert_close(compiled(x), expected, atol=1e-5, rtol=1e-5)
 
 
+def test_grouped_products_in_fp32_are_called_as_they_are_by_a_compiled_layer() -> None:
+    torch.manual_seed(0)
+    moe, x = MoE(D, F, E, executor="grouped"), torch.randn(2, 5, D, requires_grad=True)
+    expected = moe(x)
+    expected.square().sum().backward()
+    gradient, x.grad = x.grad, None
+    y = torch.compile(moe, backend="aot_eager")(x)
+    y.square().sum().backward()
+    assert_near(y, expected)
+    assert_near(x.grad, gradient)
+
+
 def test_an_expanded_and_a_strided_gradient_are_taken() -> None:
     for name in EXECUTORS:
         moe = layer(("hidden", "linear", "softmax", "none", "top2", "renorm"), executor=name)

@@ -192,6 +192,8 @@ def sum_pairs(y_NO: Tensor, place_N: Tensor, gate_N: Tensor | None, num_tokens: 
 
 def grouped(x_TD: Tensor, routing: Routing, weights: Weights) -> Tensor:
     """Grouped matrix products over the sorted rows: one call for all experts; for GPUs, and for few rows an expert."""
+    if torch.compiler.is_compiling() and not _grouped_fits(weights):
+        return _grouped_untraced(x_TD, routing, weights)
     if x_TD.device.type == "cpu" and not torch.compiler.is_compiling():
         return _GroupedOnCPU.apply(
             x_TD, routing.gate_N, weights.w1_EGD, weights.w2_EFO, sort_pairs(routing), routing, weights.act
@@ -202,6 +204,11 @@ def grouped(x_TD: Tensor, routing: Routing, weights: Weights) -> Tensor:
     y_NO = _Contiguous.apply(torch._grouped_mm(weights.act.forward(h_NG), weights.w2_EFO, offs=ends))
     weighted = y_NO.float() * routing.gate_N[rows.order_N][:, None]
     return weighted.new_zeros(len(x_TD), y_NO.shape[1]).index_add(0, rows.tok_N, weighted).to(x_TD.dtype)
+
+
+@_disable_dynamo  # traced products take bf16 alone
+def _grouped_untraced(x_TD: Tensor, routing: Routing, weights: Weights) -> Tensor:
+    return grouped(x_TD, routing, weights)
 
 
 class _GroupedOnCPU(torch.autograd.Function):
