@@ -22,7 +22,7 @@ from polyroute.data.synthetic import synthetic_outcomes
 from polyroute.offline.frontier import realised, scale_of, summarise
 from polyroute.routers.constant import Constant
 from polyroute.routers.knn import KNN
-from polyroute.types import Outcomes, Query
+from polyroute.types import Estimate, Outcomes, Query
 from tests.recipes.test_verified import world
 
 pa = pytest.importorskip("pyarrow", reason="needs pyarrow: pip install 'polyroute[data]'")
@@ -177,6 +177,76 @@ def test_eval_fits_a_name_or_a_path_on_the_spot(run, table, tmp_path):
     assert own["rows"][0]["aiq"] == own["rows"][1]["aiq"]  # KNN at its defaults
 
 
+class Odd:
+    """A router somebody is still writing: `predict` gives what a test put in `said`."""
+
+    def fit(self, outcomes):
+        return self
+
+    def predict(self, queries, pool):
+        return self.said(np.full((len(queries), len(pool)), 0.5))
+
+
+class Wide(Odd):
+    said = staticmethod(lambda even: {"quality": Estimate(np.hstack([even, even]))})
+
+
+class Holes(Odd):
+    said = staticmethod(lambda even: {"quality": Estimate(np.where(np.eye(*even.shape), np.nan, even))})
+
+
+class Free(Odd):
+    said = staticmethod(lambda even: {"quality": Estimate(even), "cost": Estimate(np.full_like(even, np.inf))})
+
+
+class Bare(Odd):
+    said = staticmethod(lambda even: {"quality": even})
+
+
+class Naked(Odd):
+    said = staticmethod(lambda even: even)
+
+
+class Percent(Odd):
+    said = staticmethod(lambda even: {"quality": Estimate(100.0 * even)})
+
+
+class Forgetful(Odd):
+    def fit(self, outcomes):
+        pass
+
+
+class Demanding(Odd):
+    def __init__(self, k):
+        self.k = k
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        ("Wide", "router: quality: expected shape"),
+        ("Holes", "nan"),
+        ("Free", "inf"),
+        ("Bare", "router: quality: expected Estimate(mean) or with a std, got 'ndarray'"),
+        ("Naked", "router: expected one that predicts quality, got 'ndarray'"),
+        ("Forgetful", "whose fit returns NoneType'. End fit with: return self"),
+        ("Demanding", "missing a required argument: 'k'"),
+        ("FEATURES", "expected a class with the methods fit and predict"),
+        ("Path", "expected a class with the methods fit and predict"),
+    ],
+)
+@pytest.mark.parametrize("folds", [(), ("--folds", 2)])
+def test_a_router_half_written_is_told_what_is_wrong_with_it(run, table, own, message, folds):
+    code, problem, _ = run("eval", f"{__name__}:{own}", table, *FEATURES, "--resamples", 5, *folds)
+    assert code == 2
+    assert message in problem.splitlines()[-1]
+
+
+def test_qualities_in_another_unit_are_said(run, table, capsys):
+    main(["eval", f"{__name__}:Percent", str(table), *FEATURES, "--resamples", "5"])
+    assert "warning: Percent estimates qualities from 50 to 50, where 0 to 1 is expected" in capsys.readouterr().err
+
+
 def test_folds_judge_every_query_by_a_router_that_did_not_see_it(run, table, tmp_path):
     run("fit", table, *FEATURES, "-o", tmp_path / "r.npz")
     code, _, judged = run("eval", tmp_path / "r.npz", table, "--folds", 4, "--resamples", 20)
@@ -329,6 +399,7 @@ def test_weights_are_read():
         (("fit", "T", *FEATURES, "--prior", "default", "-o", "r.npz"), "expected a router on recorded-minilm"),
         (("eval", "none.npz", "T"), "none.npz: expected a file written by"),
         (("eval", "price", "T"), "ROUTER: expected a router of quality: knn, linear"),
+        (("eval", "default", "T"), "Fit it first: polyroute fit TABLE --router default -o r.npz"),
         (("eval", "no_such_module:Router", "T"), "got 'no_such_module:Router'. No module named 'no_such_module'"),
         (("eval", "knnn", "T"), "Unknown router or file 'knnn'; expected one of: bradley-terry"),
         (("eval", "knn", "T", "--folds", "1"), "--folds: expected 2 to 100"),

@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -92,6 +93,7 @@ def run(args: argparse.Namespace) -> int:
     outcomes = read_outcomes(args.outcomes, features, allow_shared_groups=args.allow_shared_groups,
                              any_cost=args.any_cost)  # fmt: skip
     judged = judge(artefact, name, wanted(outcomes, artefact, args), features, args)
+    warn_of_scale(name, judged.expected.quality[name])
     curves = curves_of(judged.expected, judged.test, judged.train)
     counts = resamples_of(judged.test, np.random.default_rng(args.seed), args.resamples)
     against = [other for other in (RANDOM_MIX, SHRUNK_KNN) if other in [curve.name for curve in curves]]
@@ -109,6 +111,14 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def warn_of_scale(name: str, quality: Array) -> None:
+    """Say where estimates can hardly be qualities: the trade-offs then weigh costs against another unit."""
+    low, high = float(quality.min()), float(quality.max())
+    if low < -1.0 or high > 2.0:
+        say(f"warning: {name} estimates qualities from {low:.3g} to {high:.3g}, where 0 to 1 is expected: "
+            f"costs weigh wrongly against them")  # fmt: skip
+
+
 def opened(where: str) -> Artefact | None:
     """The file, or None for a router that is fitted here. Raises: UnknownNameError, ArtefactError."""
     if where in QUALITY_ROUTERS:
@@ -117,21 +127,33 @@ def opened(where: str) -> Artefact | None:
         importable(where)
         return None
     if where in ROUTERS:
-        raise ConfigError("ROUTER", got=where, expected=f"a router of quality: {', '.join(QUALITY_ROUTERS)}, or a file")
+        hint = f"Fit it first: polyroute fit TABLE --router {where} -o r.npz" if where in ("default", "cascade") else ""
+        expected = f"a router of quality: {', '.join(QUALITY_ROUTERS)}, or a file"
+        raise ConfigError("ROUTER", got=where, expected=expected, hint=hint)
     if not Path(where).suffix and not Path(where).exists():
         raise UnknownNameError("router or file", where, QUALITY_ROUTERS)
     return load(where)
 
 
 def importable(where: str) -> None:
-    """Raises: ConfigError saying what kept `package.module:Class` from being imported."""
+    """Raises: ConfigError saying what kept `package.module:Class` from being imported, or why it is no router."""
     try:
-        resolve_router(where)
+        found = resolve_router(where)
     except UnknownNameError as unknown:
         hint = f"{unknown.__cause__}. A module in this folder is found with PYTHONPATH=. in front of the command."
         raise ConfigError(
             "ROUTER", got=where, expected="package.module:Class that can be imported", hint=hint
         ) from None
+    if not isinstance(found, type) or not all(callable(getattr(found, name, None)) for name in ("fit", "predict")):
+        raise ConfigError("ROUTER", got=where, expected="a class with the methods fit and predict")
+    try:
+        signature(found).bind()
+    except TypeError as lacking:
+        hint = "Make a subclass that fills its settings in."
+        raise ConfigError("ROUTER", got=f"{where}, {lacking}", expected="a class made without arguments",
+                          hint=hint) from None  # fmt: skip
+    except ValueError:
+        pass  # a class that states no signature shows when it is made
 
 
 def wanted(outcomes: Outcomes, artefact: Artefact | None, args: argparse.Namespace) -> Outcomes:
@@ -173,12 +195,23 @@ def judge(artefact: Artefact | None, name: str, outcomes: Outcomes, features: st
         test, train = part(outcomes, args.split), part(outcomes, "train") if has_split(outcomes, "train") else None
     learned = train if train is not None else test
     stated = artefact.info.get("reference_cost_usd") if artefact else None
-    router = artefact.router if artefact else unfitted(None, name, outcomes, args).fit(learned)
+    router = artefact.router if artefact else fitted(None, name, outcomes, learned, args)
     reference = float(stated or reference_cost(learned))
     expected = expected_by(router, name, train, test, reference)
     if train is not None and args.split != "train":
         expected = expected._replace(quality={**expected.quality, **baseline_quality(train, test)})
     return Judged(test, train, expected)
+
+
+def fitted(
+    artefact: Artefact | None, name: str, outcomes: Outcomes, train: Outcomes, args: argparse.Namespace
+) -> Router:
+    """A new router like the one asked for, fitted. Raises: ConfigError for one whose `fit` forgets to return it."""
+    router: Router = unfitted(artefact, name, outcomes, args).fit(train)
+    if not hasattr(router, "predict"):
+        raise ConfigError("ROUTER", got=f"{args.router}, whose fit returns {type(router).__name__}",
+                          expected="a router whose fit returns it", hint="End fit with: return self")  # fmt: skip
+    return router
 
 
 def unfitted(artefact: Artefact | None, name: str, outcomes: Outcomes, args: argparse.Namespace) -> Router:
@@ -209,7 +242,7 @@ def crossed(artefact: Artefact | None, name: str, outcomes: Outcomes, args: argp
         for done, (train, held_out, rows) in enumerate(folds(outcomes, args.folds, args.seed), 1):
             inner = Outcomes(train.queries, train.pool, train.values, train.observed,
                              {key: column for key, column in train.labels.items() if key != "split"})  # fmt: skip
-            router = unfitted(artefact, name, inner, args).fit(train)
+            router = fitted(artefact, name, inner, train, args)
             found = expected_by(router, name, train, held_out, 1.0)
             cost[rows] = found.cost
             for key, values in {**found.quality, **baseline_quality(train, held_out)}.items():

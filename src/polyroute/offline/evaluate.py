@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from polyroute.errors import ConfigError
+from polyroute.errors import ConfigError, EstimateError, ShapeError
 from polyroute.offline.baselines import best_single, cheapest_single, dataset_means, single_models
 from polyroute.offline.choose import cost_router
 from polyroute.offline.frontier import TRADE_OFFS, Curve, choose, realised
@@ -18,7 +18,7 @@ from polyroute.offline.pairs import weak_and_strong
 from polyroute.offline.split import out_of_fold
 from polyroute.protocols import Router
 from polyroute.routers.knn import KNN
-from polyroute.types import Array, Outcomes
+from polyroute.types import Array, Estimate, Outcomes
 
 SHRUNK_KNN, DATASET_ORACLE, RANDOM_MIX, ORACLE = "shrunk kNN", "data-set oracle", "random mix", "oracle"
 
@@ -46,13 +46,29 @@ def baseline_quality(train: Outcomes, test: Outcomes) -> dict[str, Array]:
 def expected_by(router: Router, name: str, train: Outcomes | None, test: Outcomes, reference: float) -> Expected:
     """What a fitted router expects of a table. A router without cost gets `estimated_cost` of `train`.
 
-    Raises: ConfigError for a router that does not predict quality.
+    Raises: ConfigError for a router that does not predict quality, or no Estimate of it; ShapeError for another shape
+    than [n, m]; EstimateError for a number that is not finite, which would be chosen by its place in the pool.
     """
     estimates = router.predict(test.queries, test.pool)
-    if "quality" not in estimates:
-        raise ConfigError("router", got=sorted(estimates), expected="one that predicts quality")
-    cost = estimates["cost"].mean if "cost" in estimates else estimated_cost(train, test)
-    return Expected({name: estimates["quality"].mean}, cost, reference)
+    if not isinstance(estimates, Mapping) or "quality" not in estimates:
+        got = sorted(estimates) if isinstance(estimates, Mapping) else type(estimates).__name__
+        raise ConfigError("router", got=got, expected="one that predicts quality")
+    quality = finite_mean("quality", estimates["quality"], test)
+    cost = finite_mean("cost", estimates["cost"], test) if "cost" in estimates else estimated_cost(train, test)
+    return Expected({name: quality}, cost, reference)
+
+
+def finite_mean(metric: str, estimate: object, test: Outcomes) -> Array:
+    """The mean of one metric, [n, m] float. Raises: ConfigError, ShapeError or EstimateError; see `expected_by`."""
+    if not isinstance(estimate, Estimate):
+        raise ConfigError(f"router: {metric}", got=type(estimate).__name__, expected="Estimate(mean) or with a std")
+    mean = np.asarray(estimate.mean, dtype=np.float64)
+    if mean.shape != test.observed.shape:
+        raise ShapeError(f"router: {metric}", got=mean.shape, expected=test.observed.shape)
+    if not (known := np.isfinite(mean)).all():
+        row, column = (int(place) for place in np.argwhere(~known)[0])
+        raise EstimateError(metric, row=row, column=column, got=float(mean[row, column]))
+    return mean
 
 
 def estimated_cost(train: Outcomes | None, test: Outcomes) -> Array:
