@@ -14,14 +14,16 @@ import torch.nn.functional as F
 
 from polyroute.errors import ConfigError, ShapeError, UnknownNameError
 from polyroute.nn import coupling as module
+from polyroute.nn.atoms import AtomBank
 from polyroute.nn.coupling import ERC, PA, InfoNCE, coupling, coupling_loss, nearest_experts, shaken, tightest_alpha
 from polyroute.nn.experts import FeedForward
 from polyroute.nn.gates import Hard, Raw
 from polyroute.nn.inputs import Pooled, Recurrent
 from polyroute.nn.moe import MoE, aux_losses, end_step
+from polyroute.nn.normalise import ProductLogSoftmax
 from polyroute.nn.routing import TokenContext
-from polyroute.nn.scorers import MLP
-from polyroute.nn.selection import TopK, TopP
+from polyroute.nn.scorers import MLP, ProductKeys
+from polyroute.nn.selection import ProductTopK, TopK, TopP
 
 pytestmark = pytest.mark.torch
 
@@ -282,3 +284,11 @@ def test_each_layer_keeps_its_own_input_though_the_context_is_shared():
     first(x, context=context)
     second(y, context=context)
     assert {name: loss.item() for name, loss in aux_losses(first).items()} == alone
+
+
+def test_parts_that_an_objective_cannot_read_are_named_when_the_layer_is_built():
+    keys = {"scorer": ProductKeys(2, 2), "norm": ProductLogSoftmax(), "select": ProductTopK(2)}
+    with pytest.raises(ConfigError, match="scorer: expected one logit for each expert, for InfoNCE"):
+        MoE(8, 4, 4, aux=(InfoNCE(),), **keys)
+    with pytest.raises(ConfigError, match=r"pool: expected Experts.*got 'AtomBank'"):
+        MoE(8, 1, 4, aux=(PA(),), pool=AtomBank(8, 4))

@@ -355,6 +355,7 @@ def test_a_grown_layer_can_grow_again():
         (lambda: masked_experts(ffn(), torch.ones(2, 3, dtype=torch.bool)), ShapeError, "mask_JF"),
         (lambda: upcycle_dense(ffn(), 0), ConfigError, "num_experts"),
         (lambda: upcycle_dense(ffn(), 2, noise=-1.0), ConfigError, "noise"),
+        (lambda: upcycle(FeedForward(8, 4), m=2), ConfigError, "moe: expected a MoE layer, got .FeedForward"),
         (lambda: upcycle(layer(), m=1), ConfigError, "m: expected 2"),
         (lambda: upcycle(layer(), score="salience"), UnknownNameError, "saliency"),
         (lambda: upcycle(layer(), score="saliency"), ConfigError, "backward pass"),

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from polyroute.errors import ConfigError, ShapeError, UnknownNameError
 from polyroute.nn.losses import mean_of_tokens, mean_shares
 from polyroute.nn.routing import Routing, TokenContext
+from polyroute.nn.scorers import ProductKeyScorer
 
 CHUNK_ELEMENTS = 1 << 24  # of ERC's activations at a time
 
@@ -141,6 +142,9 @@ class PriorApproximate:
         if getattr(layer.router.select, "k", None) is None:
             got = type(layer.router.select).__name__
             raise ConfigError("select", got=got, expected="TopK, a fixed number of experts, for PA")
+        if not hasattr(layer.pool, "weights"):
+            got = type(layer.pool).__name__
+            raise ConfigError("pool", got=got, expected="Experts, whose outputs are compared one by one, for PA")
 
     def observe(self, routing: Routing, ctx: TokenContext) -> None:
         self._apart = "teacher_TD" in ctx.extras
@@ -211,6 +215,8 @@ class Contrast(nn.Module):
         """Copy the layer's scorer. Raises: ConfigError where the input part keeps a state of its own."""
         if hasattr(layer.router.inp, "cell"):
             raise ConfigError("inp", got="Recurrent", expected="an input without a state, for InfoNCE")
+        if isinstance(layer.router.scorer, ProductKeyScorer):
+            raise ConfigError("scorer", got="ProductKeys", expected="one logit for each expert, for InfoNCE")
         self._live = (layer.router.scorer,)
         self.key_scorer = copy.deepcopy(layer.router.scorer).requires_grad_(False)
 

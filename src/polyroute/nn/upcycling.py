@@ -60,8 +60,8 @@ def upcycle(
     every K, gate and bias. A pool that other layers share is grown for this layer alone.
     Raises: ConfigError, UnknownNameError, before anything is changed. Source: system 56, expert upcycling.
     """
-    num_old = moe.router.num_experts
     _check(moe, m, opt_state, choose)
+    num_old = moe.router.num_experts
     utility_E = None if isinstance(score, str) and score == "uniform" else _utility(moe, optimizer, score)
     copies = _copies(utility_E, num_old, m, max_copies, temperature if choose == "sample" else None, seed)
     source_E = torch.cat([torch.arange(num_old), copies])
@@ -77,6 +77,9 @@ def upcycle(
 
 
 def _check(moe: MoE, m: int, opt_state: str, choose: str) -> None:
+    if not isinstance(moe, MoE):
+        hint = "upcycle_dense of nn/surgery.py makes experts of a dense network."
+        raise ConfigError("moe", got=type(moe).__name__, expected="a MoE layer", hint=hint)
     if m < 2:
         raise ConfigError("m", got=m, expected="2 or more")
     if opt_state not in ("copy", "zero"):
