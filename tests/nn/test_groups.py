@@ -144,6 +144,8 @@ def test_layers_that_do_not_fit_are_told():
         share_experts(group(norm=ReLURMS(), select=Positive()))
     with pytest.raises(ConfigError, match="a pool of its own for each"):
         share_experts(group(pool=Experts(8, 6, 4)))
+    with pytest.raises(ConfigError, match="model: expected a model with MoE layers, got 'Linear'"):
+        share_in_groups(torch.nn.Linear(2, 2), 2)
     with pytest.raises(ConfigError, match="r: expected a divisor of 3"):
         share_in_groups(nn.Sequential(*group(3)), 2)
     with pytest.raises(ConfigError, match="no layer"):

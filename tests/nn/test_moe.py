@@ -382,3 +382,9 @@ def test_the_same_seed_gives_the_same_bits() -> None:
         return x.grad
 
     assert torch.equal(run(), run())
+
+
+@pytest.mark.parametrize("inp", [Pooled(), Pooled(causal=True), Recurrent(torch.nn.GRUCell(3, 3))], ids=type)
+@pytest.mark.parametrize("shape", [(0, 3, 8), (2, 0, 8), (0, 8)], ids=str)
+def test_an_empty_batch_is_read_by_every_input(inp: Any, shape: tuple[int, ...]) -> None:
+    assert MoE(8, 4, 4, inp=inp)(torch.zeros(shape)).shape == shape

@@ -87,7 +87,9 @@ def share_in_groups(model: nn.Module, r: int, *, start: int | None = None, end: 
     Raises: ConfigError unless the number of layers is a multiple of r.
     """
     named = layers(model)
-    if r < 1 or not named or len(named) % r:
+    if not named:
+        raise ConfigError("model", got=type(model).__name__, expected="a model with MoE layers")
+    if r < 1 or len(named) % r:
         raise ConfigError("r", got=r, expected=f"a divisor of {len(named)}, the number of MoE layers")
     names = list(named)
     for first in range(0, len(names), r):

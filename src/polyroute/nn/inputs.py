@@ -114,7 +114,7 @@ class _TokenStream(nn.Module):
     def forward(self, ctx: TokenContext) -> Tensor:
         if ctx.token_ids_T is None:
             raise ConfigError("inp", got=None, expected="context.token_ids_T", hint="Pass the ids in the TokenContext.")
-        return self.network(ctx.rows(ctx.token_ids_T)).reshape(ctx.num_tokens, -1)
+        return self.network(ctx.rows(ctx.token_ids_T)).reshape(ctx.num_tokens, self.width)
 
 
 @dataclass(frozen=True)
@@ -134,4 +134,4 @@ class Pooled:
             mean = x_BLD.cumsum(1) / real_BL1.cumsum(1).clamp(min=1)
         else:
             mean = (x_BLD.sum(1, keepdim=True) / real_BL1.sum(1, keepdim=True).clamp(min=1)).expand_as(x_BLD)
-        return mean.reshape(ctx.num_tokens, -1)
+        return mean.reshape(ctx.num_tokens, mean.shape[-1])
