@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from polyroute.errors import ConfigError, EstimateError, UnknownNameError
+from polyroute.errors import ConfigError, EstimateError, ShapeError, UnknownNameError
 from polyroute.policies.deadline import Deadline
 from polyroute.policies.explore import Epsilon
 from polyroute.types import Estimate, Objective
@@ -55,3 +55,14 @@ def test_latency_must_be_estimated_and_be_a_number():
 def test_settings_are_checked_when_built(bad):
     with pytest.raises(ConfigError):
         Deadline(**bad)
+
+
+def test_who_is_allowed_must_fit_the_estimates():
+    with pytest.raises(ShapeError, match=r"allowed: expected shape \(2, 3\), got \(2, 2\)"):
+        Deadline(1.0).decide(BOTH, GOAL, np.ones((2, 2), bool), RNG)
+
+
+@pytest.mark.parametrize("z", [np.nan, np.inf])
+def test_caution_without_end_is_refused(z):
+    with pytest.raises(ConfigError, match="z: expected standard deviations"):
+        Deadline(1.0, z=z)

@@ -221,3 +221,19 @@ def test_the_chance_of_best_in_a_large_pool_agrees_with_a_dense_integral(m, apar
     assert found[doubtful] == pytest.approx(chance, abs=1e-6)
     assert found[known].sum() == pytest.approx(1.0 - chance.sum(), abs=1e-5)
     assert np.count_nonzero(found[known]) <= 1
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: type(policy).__name__)
+def test_no_rows_give_no_choices(policy):
+    none = {name: Estimate(np.zeros((0, 3)), np.zeros((0, 3))) for name in ("quality", "cost")}
+    allowed = np.ones((0, 3), dtype=bool)
+    assert policy.decide(none, GOAL, allowed, np.random.default_rng(0)).index.shape == (0, 1)
+    assert policy.probabilities(none, GOAL, allowed).shape == (0, 3)
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_a_weight_of_doubt_that_is_no_number_is_refused(wrong):
+    with pytest.raises(ConfigError, match="z: expected a finite number"):
+        UCB(z=wrong)
+    with pytest.raises(ConfigError, match="scale: expected a factor"):
+        Thompson(scale=wrong)

@@ -105,3 +105,9 @@ def test_what_the_other_policies_use():
     assert utility.tolist() == [[0.1, -np.inf]]
     assert best_only(np.array([[0.0, 1.0, 1.0]])).tolist() == [[0, 1, 0]]
     assert take(np.array([[1, 2, 3], [4, 5, 6]]), np.array([[2, 0], [1, 1]])).tolist() == [[3, 1], [5, 5]]
+
+
+@pytest.mark.parametrize("k", [1.5, float("nan")])
+def test_a_share_of_a_choice_is_refused(k):
+    with pytest.raises(ConfigError, match="k: expected"):
+        Greedy(k)

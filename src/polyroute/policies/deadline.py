@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from polyroute.errors import ConfigError, EstimateError, UnknownNameError
+from polyroute.errors import ConfigError, EstimateError, ShapeError, UnknownNameError
 from polyroute.policies.greedy import Greedy
 from polyroute.protocols import Policy
 from polyroute.types import Array, Estimates, Objective, Rng, Selection
@@ -27,7 +27,7 @@ class Deadline:
     def __post_init__(self) -> None:
         if not self.deadline_s > 0:
             raise ConfigError("deadline_s", got=self.deadline_s, expected="seconds, above 0")
-        if not self.z >= 0:
+        if not 0 <= self.z < np.inf:
             raise ConfigError("z", got=self.z, expected="standard deviations of caution, 0 or more")
 
     def decide(self, estimates: Estimates, objective: Objective, allowed: Array, rng: Rng) -> Selection:
@@ -37,11 +37,14 @@ class Deadline:
     def in_time(self, estimates: Estimates, allowed: Array) -> Array:
         """[n, m] bool: the allowed expected in time, or else the fastest allowed alone.
 
-        Raises: UnknownNameError without a latency estimate; EstimateError where an allowed one is NaN.
+        Raises: UnknownNameError without a latency estimate; EstimateError where an allowed one is NaN; ShapeError where
+        estimates and allowed do not fit.
         """
         if "latency" not in estimates:
             raise UnknownNameError("metric", "latency", estimates)
         mean, std = estimates["latency"]
+        if mean.shape != allowed.shape:
+            raise ShapeError("allowed", got=allowed.shape, expected=mean.shape)
         latency = mean if std is None else mean + self.z * std
         unknown = allowed & np.isnan(latency)
         if unknown.any():

@@ -74,6 +74,10 @@ class UCB:
 
     z: float = 1.0  # standard deviations of benefit; below 0 it is caution
 
+    def __post_init__(self) -> None:
+        if not np.isfinite(self.z):
+            raise ConfigError("z", got=self.z, expected="a finite number of standard deviations")
+
     def decide(self, estimates: Estimates, objective: Objective, allowed: Array, rng: Rng) -> Selection:
         """Selection [n, 1] without propensity. Weight is the expected utility, without the benefit of the doubt."""
         utility, std = utility_and_std(estimates, objective, allowed)
@@ -100,7 +104,7 @@ class Thompson:
     scale: float = 1.0  # multiplies every std: above 1 explores more
 
     def __post_init__(self) -> None:
-        if not self.scale >= 0:
+        if not 0 <= self.scale < np.inf:
             raise ConfigError("scale", got=self.scale, expected="a factor on the std, 0 or more")
 
     def decide(self, estimates: Estimates, objective: Objective, allowed: Array, rng: Rng) -> Selection:
@@ -137,7 +141,7 @@ def utility_and_std(estimates: Estimates, objective: Objective, allowed: Array) 
     for name, weight in objective.weights.items():
         if (std := estimates[name].std) is not None:
             variance += np.where(allowed, weight * std, 0.0) ** 2
-    if not np.isfinite(variance.max()):
+    if not np.isfinite(variance.max(initial=0.0)):  # no rows: nothing to refuse
         refuse(estimates, objective, allowed)
     return utility, np.sqrt(variance)
 

@@ -23,8 +23,8 @@ class Greedy:
     k: int = 1
 
     def __post_init__(self) -> None:
-        if self.k < 1:
-            raise ConfigError("k", got=self.k, expected="1 or more")
+        if not self.k >= 1 or self.k % 1:
+            raise ConfigError("k", got=self.k, expected="1 or more" if self.k < 1 else "a whole number")
 
     def decide(self, estimates: Estimates, objective: Objective, allowed: Array, rng: Rng) -> Selection:
         """Selection [n, min(k, m)] without propensity: nothing is left to chance. rng is not used."""
