@@ -325,3 +325,18 @@ def test_the_default_router_keeps_the_queries_that_a_newcomer_did_not_answer(cal
     few = [k for k in range(len(late)) if not (rows["model"][k] == "m1" and rows["query_id"][k] == "q3")]
     table = write({name: [column[k] for k in few] for name, column in rows.items()})
     assert call("fit", table, "--router", "default", "-o", "r.npz")[2]["complete"]
+
+
+def test_splits_of_another_name_are_said(write, call):
+    named = rows_of()["split"]
+    renamed = ["validation" if split == "valid" else split for split in named]
+    code, told, _ = call("fit", write(rows_of(split=renamed)), "-o", "r.npz")
+    assert code == 0
+    assert f"not read: {renamed.count('validation') // 3} of 'validation' queries" in told
+    assert "not read" not in call("fit", write(rows_of()), "-o", "r.npz")[1]
+
+
+def test_a_router_that_shrinks_to_no_other_takes_no_prior(write, call):
+    code, told, _ = call("fit", write(rows_of()), "--router", "irt", "--prior", "default", "-o", "r.npz")
+    assert code == 2
+    assert "--prior: expected none with --router irt" in told

@@ -69,6 +69,7 @@ The routers named default and cascade set themselves by folds within what they l
 valid together. A cascade reads a model's answer before it pays for another's: it needs the recorded answers of every
 model (query_id, model, response) and learns from the queries that have them all."""
 DEFAULT, CASCADE = "default", "cascade"
+SPLITS = ("train", "valid", "test")
 
 
 class Fitted(NamedTuple):
@@ -108,6 +109,8 @@ def add_table_options(parser: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     writable("--output", args.output, ".npz")
+    if args.prior and args.router == "irt":
+        raise ConfigError("--prior", got=args.prior, expected="none with --router irt, which takes none")
     if args.answers and args.router != CASCADE:
         raise ConfigError("--answers", got=f"--router {args.router}", expected="--router cascade, which reads them")
     if not args.answers and args.router == CASCADE:
@@ -133,6 +136,7 @@ def fit(outcomes: Outcomes, args: argparse.Namespace) -> Fitted:
     split = "split" in outcomes.labels
     if split:
         split_of(outcomes, "train", args.outcomes)  # complains where there is none
+        say_of_other_splits(outcomes)
         outcomes = outcomes.take(np.isin(outcomes.labels["split"], ("train", "valid")))
     if not journal and not args.partial and not (args.router == DEFAULT and with_newcomers(outcomes)):
         outcomes = answered(outcomes, args.outcomes, hint="--partial learns from them too")
@@ -154,6 +158,13 @@ def fit(outcomes: Outcomes, args: argparse.Namespace) -> Fitted:
         "reference_cost_usd": reference_cost(train), "made_with": made_with(),
     }  # fmt: skip
     return Fitted(router, list(outcomes.pool), info)
+
+
+def say_of_other_splits(outcomes: Outcomes) -> None:
+    """Say which splits nobody reads, e.g. `validation`: a table's own name for one of train, valid and test."""
+    names, count = np.unique(outcomes.labels["split"], return_counts=True)
+    if others := [f"{n:,} of {str(name)!r}" for name, n in zip(names, count, strict=True) if name not in SPLITS]:
+        say(f"warning: splits are {', '.join(SPLITS)}; not read: {', '.join(others)} queries")
 
 
 def fit_whole(outcomes: Outcomes, args: argparse.Namespace) -> Fitted:
