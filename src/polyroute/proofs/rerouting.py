@@ -9,7 +9,8 @@ model, trained mostly on two domains of text, on an even mixture of four. Falsif
 another domain. Whether more steps help further stands in the rows, as does the language model's gain.
 
 Second version: eight layers and eight language models. The first had five and three, which left intervals so wide that
-at seed 31 "not worse by more than 1 %" missed by a tenth of a percent on the language model. Nothing else is changed.
+at seed 31 "not worse by more than 1 %" missed by a tenth of a percent on the language model. Third version: 16 layers, as
+single ones can lose: at seed 23 the mean of eight on inputs as trained was +20.8 % [-10.2, +51.7]. Nothing else changed.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 SHIFT, HALF, SEQUENCES, STEPS = 4.0, 32, 24, 400
 LM_MIXTURE, LM_STEPS = (0.45, 0.45, 0.05, 0.05), 250
+LAYERS, MODELS = 16, 8
 
 
 def moved_batch(world: Regress, rng: Rng, size: float) -> Batch:
@@ -146,11 +148,11 @@ def less(found: list[dict[str, float]], name: str, than: str) -> list[float]:
 
 
 def prove(seed: int) -> Proof:
-    """Eight trained layers and as many language models."""
-    seeds = range(seed, seed + 8)
+    """LAYERS trained layers, MODELS language models."""
+    seeds = range(seed, seed + LAYERS)
     layers = [regress_seed(s) for s in seeds]
     moved, plain = [f["moved"] for f in layers], [f["not moved"] for f in layers]
-    texts = [lm_seed(s) for s in seeds]
+    texts = [lm_seed(s) for s in seeds[:MODELS]]
     rows = [
         {"inputs": kind, **{name: float(np.mean([f[kind][name] for f in layers])) for name in layers[0][kind]}}
         for kind in layers[0]
