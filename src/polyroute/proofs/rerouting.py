@@ -9,8 +9,9 @@ model, trained mostly on two domains of text, on an even mixture of four. Falsif
 another domain. Whether more steps help further stands in the rows, as does the language model's gain.
 
 Second version: eight layers and eight language models. The first had five and three, which left intervals so wide that
-at seed 31 "not worse by more than 1 %" missed by a tenth of a percent on the language model. Third version: 16 layers, as
-single ones can lose: at seed 23 the mean of eight on inputs as trained was +20.8 % [-10.2, +51.7]. Nothing else changed.
+at seed 31 "not worse by more than 1 %" missed by a tenth of a percent on the language model. Third version: 16 layers,
+since single ones lose: at seed 23 the mean of eight on inputs as trained was +20.8 % [-10.2, +51.7]. Nothing else is
+changed.
 """
 
 from __future__ import annotations
