@@ -47,7 +47,7 @@ def test_without_splits_folds_judge_and_groups_stay_together(outcomes):
 def test_one_group_cannot_be_held_out(outcomes):
     alone = without_split(outcomes.take(np.arange(20)))
     alone.labels["group"][:] = "g"
-    with pytest.raises(OutcomesError, match="at least 2 groups"):
+    with pytest.raises(OutcomesError, match="at least 2 of 5 folds, to hold some out, got 20 queries in one fold"):
         trials(alone)
 
 
